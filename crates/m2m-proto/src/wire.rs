@@ -1,0 +1,1 @@
+//! Bytes: every packet and frame, decoded to borrowed enums.
