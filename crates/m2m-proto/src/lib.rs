@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod coap;
 pub mod id;
+pub mod relay;
 pub mod session;
 pub mod time;
 pub mod wire;

@@ -1,0 +1,2 @@
+//! Relaying between registered nets: who may send how much.
+pub mod budget;

@@ -1,0 +1,338 @@
+//! Control frames (docs/protocol.md section 5): what a session says inside its short packets, beside CoAP.
+//!
+//! ```text
+//! 0 1  kind           0x00..=0x3E, 0x80..=0xFF (0x3F is a bundle, 0x40..=0x7F a CoAP message)
+//! 1 .. body           fields in the order of the tables in sections 5.1 and 5.2
+//! ```
+//!
+//! A frame ends where its packet or its bundle element ends. What a body holds beyond the fields known here is
+//! ignored, what is shorter is malformed.
+use crate::id::Id;
+use alloc::vec::Vec;
+use core::{fmt, net::SocketAddr};
+
+mod code;
+mod decode;
+mod encode;
+
+pub use code::{
+    CloseCode, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req, ShortId,
+};
+
+/// The first byte of each frame (sections 5.1 and 5.2).
+mod kind {
+    pub(super) const PAD: u8 = 0x00;
+    pub(super) const PING: u8 = 0x01;
+    pub(super) const PONG: u8 = 0x02;
+    pub(super) const CONFIRM: u8 = 0x03;
+    pub(super) const PATH_CHALLENGE: u8 = 0x04;
+    pub(super) const PATH_RESPONSE: u8 = 0x05;
+    pub(super) const REKEY: u8 = 0x06;
+    pub(super) const REKEYED: u8 = 0x07;
+    pub(super) const PROVE: u8 = 0x08;
+    pub(super) const PROVE_ASK: u8 = 0x09;
+    pub(super) const NEW_TOKEN: u8 = 0x0A;
+    pub(super) const DONE: u8 = 0x0B;
+    pub(super) const REGISTER: u8 = 0x0C;
+    pub(super) const REGISTERED: u8 = 0x0D;
+    pub(super) const UNREGISTER: u8 = 0x0E;
+    pub(super) const LOOKUP: u8 = 0x0F;
+    pub(super) const FOUND: u8 = 0x10;
+    pub(super) const RELAY: u8 = 0x11;
+    pub(super) const ERROR: u8 = 0x12;
+    pub(super) const LABEL_BIND: u8 = 0x13;
+    pub(super) const LABEL_BOUND: u8 = 0x14;
+    pub(super) const LABEL_UNBIND: u8 = 0x15;
+    pub(super) const CLOSE: u8 = 0x16;
+    pub(super) const MOVED: u8 = 0x17;
+    pub(super) const DRAIN: u8 = 0x18;
+    pub(super) const NETKEY: u8 = 0x19;
+    pub(super) const UNBIND: u8 = 0x1A;
+}
+
+/// First byte of a bundle of elements, which is no frame itself (section 5).
+pub(super) const BUNDLE: u8 = 0x3F;
+/// First bytes of a CoAP message: version 1 in the upper two bits (RFC 7252 section 3).
+pub(super) const MESSAGE: core::ops::RangeInclusive<u8> = 0x40..=0x7F;
+
+/// Bytes that a RELAY frame puts before the packet inside it (section 10.1).
+pub const RELAY_OVERHEAD: usize = 1 + 1 + 1 + 2 * Id::LEN;
+/// Bytes of the smallest packet that a RELAY may hold: a short one of suite 4 with one byte inside (section 3).
+pub const MIN_INNER: usize = 16;
+/// Bytes of the longest text in a CLOSE (section 5.1).
+pub const MAX_CLOSE_TEXT: usize = 64;
+/// The most short ids in the path of a REGISTERED (section 5.2).
+pub const MAX_PATH: usize = 8;
+
+/// One control frame. Slices borrow from the packet; "(later)" marks what this version can read and write but
+/// never acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Ignored.
+    Pad,
+    /// Asks for a PONG.
+    Ping {
+        /// Repeated by the answer.
+        req: Req,
+        /// The next ping comes within that many seconds; 0: never.
+        next_s: u16,
+    },
+    /// Answers PING.
+    Pong {
+        /// Of the PING.
+        req: Req,
+        /// The peer is going down: look for another host.
+        draining: bool,
+        /// Where the PING came from; `None` if it came through a relay.
+        observed: Option<SocketAddr>,
+    },
+    /// The initiator holds the session's keys.
+    Confirm {
+        /// For how many seconds the sender's memory of requests is complete.
+        mem: u32,
+        /// The resume tag of the session whose line this one takes over (later).
+        resume: Option<[u8; 8]>,
+    },
+    /// Asks whether the address that it is sent to takes packets.
+    PathChallenge([u8; 8]),
+    /// Echoes a challenge to where it came from.
+    PathResponse([u8; 8]),
+    /// Asks for the next generation of keys (later).
+    Rekey {
+        /// Repeated by the answer.
+        req: Req,
+        /// The generation asked for.
+        generation: u32,
+        /// A fresh X25519 public key.
+        ephemeral: &'a [u8; 32],
+        /// What the user mixes in; may be empty.
+        key: KeyBytes<'a>,
+    },
+    /// Answers REKEY (later).
+    Rekeyed {
+        /// Of the REKEY.
+        req: Req,
+        /// The generation agreed to.
+        generation: u32,
+        /// The answering side's fresh X25519 public key.
+        ephemeral: &'a [u8; 32],
+    },
+    /// Proves that the sender holds a device key (section 8).
+    Prove {
+        /// The device's X25519 public key.
+        public: &'a [u8; 32],
+        /// Over the handshake hash and the sender's role.
+        mac: &'a [u8; 16],
+    },
+    /// Asks for a PROVE (later).
+    ProveAsk {
+        /// Repeated by the answer.
+        req: Req,
+    },
+    /// Asks the peer to label what it sends with another token (later).
+    NewToken {
+        /// Repeated by the answer.
+        req: Req,
+        /// The token from now on.
+        token: u32,
+    },
+    /// Answers NEW_TOKEN, UNREGISTER, NETKEY and LABEL_BIND.
+    Done {
+        /// Of the frame that it answers.
+        req: Req,
+        /// 0: done.
+        status: u8,
+    },
+    /// Ends the session.
+    Close {
+        /// Why.
+        code: CloseCode,
+        /// More about it, for people; at most [`MAX_CLOSE_TEXT`] bytes, the rest does not travel.
+        text: &'a str,
+    },
+    /// Registers the initiator of this session.
+    Register {
+        /// Repeated by the answer.
+        req: Req,
+        /// Makes no claim and needs no PROVE.
+        ephemeral: bool,
+        /// Of this registration.
+        epoch: Epoch,
+        /// Seconds asked for.
+        lease_s: u32,
+    },
+    /// Answers REGISTER.
+    Registered {
+        /// Of the REGISTER.
+        req: Req,
+        /// Whether it stands.
+        status: RegisterStatus,
+        /// The registered epoch, or the one that the status speaks of.
+        epoch: Epoch,
+        /// Seconds granted.
+        lease_s: u32,
+        /// Since when the id is claimed, Unix seconds.
+        since: u32,
+        /// The hosts on the way, at most [`MAX_PATH`]; more do not travel.
+        path: &'a [ShortId],
+    },
+    /// Ends a registration.
+    Unregister {
+        /// Repeated by the answer.
+        req: Req,
+        /// Of the registration.
+        epoch: Epoch,
+    },
+    /// Asks where an id is registered.
+    Lookup {
+        /// Repeated by the answer.
+        req: Req,
+        /// The id asked for.
+        id: Id,
+    },
+    /// Answers LOOKUP.
+    Found {
+        /// Of the LOOKUP.
+        req: Req,
+        /// Whether the id is online.
+        status: FoundStatus,
+        /// The id of its host.
+        home: Id,
+    },
+    /// Carries a packet between two nets that may not be neighbours.
+    Relay {
+        /// Relays that it may still pass.
+        hop_limit: u8,
+        /// How it has travelled.
+        flags: RelayFlags,
+        /// To whom.
+        dst: Id,
+        /// From whom.
+        src: Id,
+        /// The packet, at least [`MIN_INNER`] bytes.
+        inner: &'a [u8],
+    },
+    /// Says that a RELAY was dropped. A hint: it ends no session.
+    Error {
+        /// Why.
+        code: ErrorCode,
+        /// To whom the packet was going.
+        dst: Id,
+        /// From whom it came.
+        src: Id,
+        /// The last 8 bytes of the packet inside.
+        packet: [u8; 8],
+    },
+    /// Asks for a label in place of two ids (later).
+    LabelBind {
+        /// Repeated by the answer.
+        req: Req,
+        /// The label.
+        label: Label,
+        /// To whom the flow goes.
+        dst: Id,
+        /// From whom it comes.
+        src: Id,
+    },
+    /// Answers LABEL_BIND (later).
+    LabelBound {
+        /// Of the LABEL_BIND.
+        req: Req,
+        /// The label.
+        label: Label,
+    },
+    /// The label is forgotten (later).
+    LabelUnbind {
+        /// The label.
+        label: Label,
+    },
+    /// An id is registered at another host now (later).
+    Moved {
+        /// The id.
+        id: Id,
+        /// Its host.
+        host: Id,
+        /// Of the registration there.
+        epoch: Epoch,
+    },
+    /// The host is going down (later).
+    Drain {
+        /// Leave within that many seconds.
+        reconnect_s: u16,
+        /// Try each host for that many seconds.
+        try_s: u16,
+        /// Ids of hosts to go to, at most 255; more do not travel.
+        hosts: &'a [[u8; Id::LEN]],
+    },
+    /// Replaces the peer's net key (later).
+    NetKey {
+        /// Repeated by the answer.
+        req: Req,
+        /// The new key's version.
+        key_id: u16,
+        /// Under the administrator's key.
+        mac: &'a [u8; 16],
+        /// The new key.
+        key: KeyBytes<'a>,
+    },
+    /// The registration of an id has ended (later).
+    Unbind {
+        /// The id.
+        id: Id,
+        /// Of the registration.
+        epoch: Epoch,
+    },
+    /// A kind of a later version, by its first byte: skipped and counted.
+    Unknown(u8),
+}
+
+impl<'a> Frame<'a> {
+    /// Reads one frame that fills `bytes`.
+    pub fn decode(bytes: &'a [u8]) -> Result<Frame<'a>, FrameError> {
+        decode::frame(bytes)
+    }
+
+    /// Appends the frame to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.each_part(|part| out.extend_from_slice(part));
+    }
+
+    /// How many bytes [`Frame::encode`] appends.
+    pub fn encoded_len(&self) -> usize {
+        let mut len = 0;
+        self.each_part(|part| len += part.len());
+        len
+    }
+}
+
+/// Why the plaintext of a packet is not what the protocol allows. The packet is dropped as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// No bytes at all.
+    Empty,
+    /// A field lies beyond the end.
+    Truncated,
+    /// A field holds what it must not: an unknown address family, too many ids in a path, text that is not UTF-8.
+    Value,
+    /// A CoAP message stands where a frame must.
+    NotAFrame,
+    /// A bundle inside a bundle.
+    Nested,
+    /// A bundle of no or of more than 64 elements.
+    Count,
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FrameError::Empty => "the packet or an element of it is empty",
+            FrameError::Truncated => "a frame or an element is shorter than its fields",
+            FrameError::Value => "a frame holds a value that it must not",
+            FrameError::NotAFrame => "a message stands where a frame must",
+            FrameError::Nested => "a bundle inside a bundle",
+            FrameError::Count => "a bundle holds 1 to 64 elements",
+        })
+    }
+}
+
+impl core::error::Error for FrameError {}
