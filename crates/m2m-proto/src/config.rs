@@ -1,0 +1,218 @@
+//! What a net is, and every limit and timer that it keeps to.
+use alloc::{vec, vec::Vec};
+
+use crate::{
+    id::Id,
+    session::keys::{DeviceKey, NetKey, Suite},
+    time::Duration,
+};
+
+/// A net's configuration: what it cannot do without in [`Config::new`], the rest public with a default.
+///
+/// ```
+/// use m2m_proto::{config::Config, id::Id, session::keys::{DeviceKey, NetKey}};
+/// let key = NetKey::new(&[7; 16]).unwrap();
+/// let id = Id::from_hex("2").unwrap();
+/// let device = DeviceKey::derived_from(&key, id);
+/// let mut config = Config::new(id, key, device);
+/// config.relay = true;
+/// ```
+pub struct Config {
+    /// This net's id.
+    pub id: Id,
+    /// This net's key: who holds it may open sessions to this net.
+    pub key: NetKey,
+    /// Which version of the net key this is; sent by initiators as `key_id`. Default 0.
+    pub key_id: u16,
+    /// The secret that proves a claim to the id.
+    pub device: DeviceKey,
+    /// Suites in the order of preference; the responder's order decides. Default: AES-128-GCM, then AES-256-GCM.
+    pub suites: Vec<Suite>,
+    /// Take sessions that others open. Default true.
+    pub accept: bool,
+    /// Keep a registry: take REGISTER and LOOKUP. Default false.
+    pub registry: bool,
+    /// Forward for registered nets. Default false.
+    pub relay: bool,
+    /// Longest lease of a registration (the mission's `max_router_tm`). Default 600 s.
+    pub max_router_tm: Duration,
+    /// Register with the host without claiming the id, for at most 120 s at a time. Default false.
+    pub ephemeral: bool,
+    /// The last epoch this net registered with, from its storage; 0 if unknown.
+    pub last_epoch: u64,
+    /// Which shard of how many this machine is. Default: the only one.
+    pub shard: Shard,
+    /// Caps of every table.
+    pub limits: Limits,
+    /// Timers of sessions and handshakes.
+    pub timers: Timers,
+}
+
+impl Config {
+    /// A net that opens and takes sessions, and neither registers others nor relays.
+    pub fn new(id: Id, key: NetKey, device: DeviceKey) -> Config {
+        Config {
+            id,
+            key,
+            key_id: 0,
+            device,
+            suites: vec![Suite::Aes128Gcm, Suite::Aes256Gcm],
+            accept: true,
+            registry: false,
+            relay: false,
+            max_router_tm: Duration::from_secs(600),
+            ephemeral: false,
+            last_epoch: 0,
+            shard: Shard::default(),
+            limits: Limits::default(),
+            timers: Timers::default(),
+        }
+    }
+}
+
+/// One of several machines behind one address. Tokens carry the shard in their top bits (protocol, section 11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// This one, below `count`.
+    pub index: u8,
+    /// How many there are: a power of two, at most 128.
+    pub count: u8,
+}
+
+impl Default for Shard {
+    fn default() -> Shard {
+        Shard { index: 0, count: 1 }
+    }
+}
+
+impl Shard {
+    /// How many top bits of a token name its shard.
+    pub fn bits(self) -> u32 {
+        self.count.max(1).ilog2()
+    }
+
+    /// The shard that a token belongs to.
+    pub fn of_token(self, token: u32) -> u8 {
+        if self.bits() == 0 { 0 } else { (token >> (32 - self.bits())) as u8 }
+    }
+
+    /// Puts this shard's number into the top bits of a random token.
+    pub fn mark(self, random: u32) -> u32 {
+        if self.bits() == 0 { random } else { random >> self.bits() | u32::from(self.index) << (32 - self.bits()) }
+    }
+}
+
+/// Caps (protocol, section 12). When a table is full the new is refused; what is confirmed and recently heard stays.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions in all, half-open ones included. Default 65,536.
+    pub sessions: usize,
+    /// Sessions with one peer id. Default 64: the original's users open 50 between one pair.
+    pub sessions_per_peer: usize,
+    /// Half-open handshakes in all. Default 4,096.
+    pub half_open: usize,
+    /// Half-open handshakes of one source id. Default 64.
+    pub half_open_per_peer: usize,
+    /// INITs per second and source network. Default 50, burst 100.
+    pub init_rate: Rate,
+    /// X25519 operations for strangers' INITs per second; beyond it they are sent a COOKIE. Default 2,000.
+    pub dh_rate: Rate,
+    /// Registered ids. Default 65,536.
+    pub registrations: usize,
+    /// Relayed packets per second from one source, and towards one destination. Default 1,000, burst 2,000.
+    pub relay_packets: Rate,
+    /// Relayed bytes per second from one source, and towards one destination. Default 1 MiB, burst 2 MiB.
+    pub relay_bytes: Rate,
+    /// LOOKUPs per second of one session. Default 10, burst 20.
+    pub lookup_rate: Rate,
+    /// ERROR frames per second to one neighbour. Default 3, burst 6.
+    pub error_rate: Rate,
+    /// Requests that wait in one session. Default 256.
+    pub queue_messages: usize,
+    /// Bytes of them. Default 256 KiB.
+    pub queue_bytes: usize,
+    /// Requests of one peer that the user has not answered yet; more are answered 5.03. Default 64.
+    pub open_incoming: usize,
+    /// Bytes of cached answers per session. Default 64 KiB.
+    pub answer_bytes: usize,
+    /// Datagrams that wait to leave. Default 4,096.
+    pub outputs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sessions: 65_536,
+            sessions_per_peer: 64,
+            half_open: 4_096,
+            half_open_per_peer: 64,
+            init_rate: Rate::new(50, 100),
+            dh_rate: Rate::new(2_000, 2_000),
+            registrations: 65_536,
+            relay_packets: Rate::new(1_000, 2_000),
+            relay_bytes: Rate::new(1 << 20, 2 << 20),
+            lookup_rate: Rate::new(10, 20),
+            error_rate: Rate::new(3, 6),
+            queue_messages: 256,
+            queue_bytes: 256 << 10,
+            open_incoming: 64,
+            answer_bytes: 64 << 10,
+            outputs: 4_096,
+        }
+    }
+}
+
+/// So many a second, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Refill per second.
+    pub per_second: u32,
+    /// Most at once.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// So many a second, and so many at once.
+    pub const fn new(per_second: u32, burst: u32) -> Rate {
+        Rate { per_second, burst }
+    }
+}
+
+/// Timers (protocol, sections 4, 6 and 7).
+#[derive(Clone, Debug)]
+pub struct Timers {
+    /// How long a handshake is tried. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long a half-open handshake is kept. Default 5 s.
+    pub half_open: Duration,
+    /// First keepalive interval. Default 25 s: below the 30 s of the shortest common NAT mapping.
+    pub ping_min: Duration,
+    /// Longest keepalive interval. Default 110 s: below the 120 s of RFC 4787 REQ-5.
+    pub ping_max: Duration,
+    /// How long a session lives whose peer never pings. Default 24 h.
+    pub session_idle: Duration,
+    /// First wait before a lost host is tried again; doubles up to `host_retry_max`. Default 1 s.
+    pub host_retry_min: Duration,
+    /// Longest wait before a lost host is tried again. Default 30 s.
+    pub host_retry_max: Duration,
+    /// How long a closed session answers with CLOSE. Default 3 s.
+    pub closing: Duration,
+    /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
+    pub ack_delay: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Timers {
+        Timers {
+            handshake_timeout: Duration::from_secs(10),
+            half_open: Duration::from_secs(5),
+            ping_min: Duration::from_secs(25),
+            ping_max: Duration::from_secs(110),
+            session_idle: Duration::from_secs(24 * 3600),
+            host_retry_min: Duration::from_secs(1),
+            host_retry_max: Duration::from_secs(30),
+            closing: Duration::from_secs(3),
+            ack_delay: Duration::from_millis(50),
+        }
+    }
+}

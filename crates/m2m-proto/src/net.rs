@@ -1,0 +1,436 @@
+//! One net: one machine, one socket's worth of sessions.
+//!
+//! A datagram comes in through [`Net::handle_datagram`], visits the packet decoder, the one session that it belongs to,
+//! and what that holds (frames to this module's children, messages to the session's line), and leaves its traces as
+//! [`Output`]s. Nothing is visited twice, nothing is scanned: sessions are found by token, deadlines lie in a heap.
+//!
+//! ```text
+//!  handle_datagram ─ receive ─┬─ accept   INIT, COOKIE (responder)          table     sessions by slot, token, peer
+//!                             ├─ connect  RESP, COOKIE (initiator)          session   what is kept of one
+//!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
+//!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
+//!  poll_output ─ transmit                        └─ messages └─ relay       forwarding
+//! ```
+use alloc::{collections::BinaryHeap, collections::VecDeque, vec::Vec};
+use core::{cmp::Reverse, net::SocketAddr};
+
+use rand_chacha::{ChaCha12Rng, rand_core::{Rng, SeedableRng}};
+
+use crate::{
+    coap::{
+        code::Code,
+        line::{LineConfig, RequestParts, ResponseParts},
+        option_set::OptionSet,
+    },
+    config::Config,
+    error::{CloseReason, CommandError, ConnectError},
+    event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
+    id::Id,
+    relay::budget::{BucketTable, TokenBucket},
+    relay::registry::Registry,
+    session::keys::PeerKey,
+    stats::{Drop, Stats},
+    time::{Duration, Time},
+    wire::packet::{Packet, Token},
+};
+
+mod accept;
+mod connect;
+mod deliver;
+mod host;
+mod registrar;
+mod relay;
+mod session;
+mod table;
+mod timers;
+mod transmit;
+
+pub use session::Path;
+
+use session::{Ask, Role, State};
+
+/// The largest UDP payload (protocol, section 3).
+pub const MAX_DATAGRAM: usize = 1200;
+/// Buffers kept for the next packets.
+const POOL: usize = 64;
+
+/// Where a packet came from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    Direct(SocketAddr),
+    /// In a RELAY frame, in the session with `neighbour`, which says that `src` sent it.
+    Through { neighbour: Id, src: Id },
+}
+
+impl Origin {
+    fn path(self) -> Path {
+        match self {
+            Origin::Direct(address) => Path::Direct(address),
+            Origin::Through { neighbour, .. } => Path::Through(neighbour),
+        }
+    }
+}
+
+/// How a peer is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// It listens at this address.
+    Direct(SocketAddr),
+    /// The host knows where it is.
+    Host,
+}
+
+/// A request to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub code: Code,
+    /// Uri-Path, Content-Format and so on.
+    pub options: &'a OptionSet,
+    /// The body; one packet's worth at most.
+    pub payload: &'a [u8],
+    /// Acknowledged and repeated until it is (CON), or sent once (NON).
+    pub confirmable: bool,
+    /// When the caller gives up.
+    pub deadline: Time,
+}
+
+/// What is known of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionInfo {
+    /// With whom.
+    pub peer: Id,
+    /// This net opened it.
+    pub initiator: bool,
+    /// Requests leave at once; before that they wait.
+    pub up: bool,
+    /// Where its packets go.
+    pub path: Path,
+    /// Smoothed round trip, once measured.
+    pub rtt: Option<Duration>,
+    /// The largest CoAP message that one packet of it takes.
+    pub max_message: usize,
+}
+
+/// The machine. See the module for its shape, [`crate`] for the loop around it.
+pub struct Net {
+    config: Config,
+    rng: ChaCha12Rng,
+    /// Counts ephemerals, so that no two are the same whatever the generator does.
+    ephemerals: u64,
+    cookie_secrets: [[u8; 32]; 2],
+    cookie_rotated: Time,
+    hash_secret: u64,
+    born: Time,
+    /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
+    unix_origin_ms: Option<u64>,
+    table: table::Table,
+    deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
+    dirty: VecDeque<SessionId>,
+    outputs: VecDeque<Output>,
+    pool: Vec<Vec<u8>>,
+    hosts: Vec<host::Host>,
+    active_host: usize,
+    last_epoch: u64,
+    registry: Registry,
+    init_budget: BucketTable,
+    dh_budget: TokenBucket,
+    stats: Stats,
+}
+
+impl Net {
+    /// A net at rest. `seed` is the only randomness that the machine ever sees: the same seed and the same inputs give
+    /// the same outputs, so in earnest it must come from the operating system, and never twice the same.
+    pub fn new(config: Config, seed: [u8; 32], now: Time) -> Net {
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let mut cookie_secrets = [[0; 32]; 2];
+        cookie_secrets.iter_mut().for_each(|secret| rng.fill_bytes(secret));
+        let (init, dh) = (config.limits.init_rate, config.limits.dh_rate);
+        Net {
+            hash_secret: rng.next_u64(),
+            cookie_secrets,
+            cookie_rotated: now,
+            rng,
+            ephemerals: 0,
+            born: now,
+            unix_origin_ms: None,
+            table: table::Table::default(),
+            deadlines: BinaryHeap::new(),
+            dirty: VecDeque::new(),
+            outputs: VecDeque::new(),
+            pool: Vec::new(),
+            hosts: Vec::new(),
+            active_host: 0,
+            last_epoch: config.last_epoch,
+            registry: Registry::new(config.limits.registrations),
+            init_budget: BucketTable::new(4096, init.per_second, init.burst, now),
+            dh_budget: TokenBucket::new(dh.per_second, dh.burst, now),
+            stats: Stats::default(),
+            config,
+        }
+    }
+
+    /// This net's id.
+    pub fn id(&self) -> Id {
+        self.config.id
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Sessions that live, half-open and closing ones included.
+    pub fn sessions(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Ids registered here.
+    pub fn registrations(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// Tells the wall clock, in unix milliseconds. Hosts need it: registrations' epochs start from it.
+    pub fn set_unix_time(&mut self, now: Time, unix_ms: u64) {
+        self.unix_origin_ms = Some(unix_ms.saturating_sub(now.as_micros() / 1000));
+    }
+
+    fn unix_ms(&self, now: Time) -> Option<u64> {
+        Some(self.unix_origin_ms?.saturating_add(now.as_micros() / 1000))
+    }
+
+    fn unix_s(&self, now: Time) -> u32 {
+        self.unix_ms(now).map_or(0, |ms| u32::try_from(ms / 1000).unwrap_or(u32::MAX))
+    }
+
+    /// For how many seconds this net remembers every request: since it began.
+    fn mem(&self, now: Time) -> u32 {
+        u32::try_from(now.since(self.born).as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// One datagram, decrypted in place; its bytes are worthless afterwards. What it causes comes out of [`Net::poll_output`].
+    pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: &mut [u8]) {
+        self.stats.datagrams_in += 1;
+        self.receive(now, Origin::Direct(from), datagram);
+    }
+
+    fn receive(&mut self, now: Time, origin: Origin, datagram: &mut [u8]) {
+        let packet = match Packet::decode(datagram) {
+            Ok(packet) => packet,
+            Err(why) => return self.stats.drop(Drop::of_packet(why)),
+        };
+        if let Some(shard) = self.foreign_shard(&packet)
+            && let Origin::Direct(from) = origin
+        {
+            let mut bytes = self.buffer();
+            bytes.extend_from_slice(datagram);
+            return self.outputs.push_back(Output::Handover { shard, from, bytes });
+        }
+        match packet {
+            Packet::Short(short) => {
+                let token = short.token;
+                self.on_short(now, origin, token, datagram);
+            }
+            Packet::Init(init) => self.on_init(now, origin, &init),
+            Packet::Resp(resp) => self.on_resp(now, &resp),
+            Packet::Cookie(cookie) => self.on_cookie(now, &cookie),
+            _ => self.stats.drop(Drop::Kind),
+        }
+    }
+
+    /// The shard that a packet belongs to, if that is another one.
+    fn foreign_shard(&self, packet: &Packet<'_>) -> Option<u8> {
+        let shard = self.config.shard;
+        if shard.count <= 1 {
+            return None;
+        }
+        let owner = match packet {
+            Packet::Short(short) => shard.of_token(short.token.value()),
+            Packet::Resp(resp) => shard.of_token(resp.stoken.value()),
+            Packet::Cookie(cookie) => shard.of_token(cookie.stoken.value()),
+            Packet::Init(init) => shard.of_id(init.src),
+            _ => return None,
+        };
+        (owner != shard.index).then_some(owner)
+    }
+
+    /// Time has passed: what was due by `now` happens.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.run_timers(now);
+    }
+
+    /// What is to be done next; [`Output::Timeout`] when there is nothing more.
+    pub fn poll_output(&mut self, now: Time) -> Output {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return output;
+            }
+            let Some(session) = self.dirty.pop_front() else { break };
+            self.flush(now, session);
+        }
+        Output::Timeout(self.next_timeout())
+    }
+
+    /// Gives a buffer back, so that the next packet needs no allocation.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.pool.len() < POOL && buffer.capacity() >= MAX_DATAGRAM {
+            buffer.clear();
+            self.pool.push(buffer);
+        }
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        self.pool.pop().unwrap_or_else(|| Vec::with_capacity(MAX_DATAGRAM))
+    }
+
+    /// Opens a session. It exists at once: requests made in it wait until it is up.
+    pub fn connect(&mut self, now: Time, peer: Id, key: &PeerKey, route: Route) -> Result<SessionId, CommandError> {
+        if peer == self.config.id {
+            return Err(CommandError::OwnId);
+        }
+        let path = match route {
+            Route::Direct(address) => Path::Direct(address),
+            Route::Host => self.path_by_id(peer)?,
+        };
+        self.start_handshake(now, peer, key, path, None)
+    }
+
+    /// Sends a request; its answer comes as an event with `id`.
+    pub fn request(&mut self, now: Time, session: SessionId, id: RequestId, request: &Request<'_>) -> Result<(), CommandError> {
+        let max = self.max_message(session).ok_or(CommandError::Stale)?;
+        let rng = &mut self.rng;
+        let session_state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
+        if matches!(session_state.state, State::Closing { .. }) {
+            return Err(CommandError::Closed);
+        }
+        let parts = RequestParts {
+            code: request.code,
+            options: request.options,
+            payload: request.payload,
+            confirmable: request.confirmable,
+            deadline: request.deadline,
+            user: id.0,
+            max_len: max,
+        };
+        session_state.line.request(now, rng, &parts).map_err(CommandError::from)?;
+        self.touch(session);
+        Ok(())
+    }
+
+    /// Gives a request up: no answer to it will be told.
+    pub fn cancel(&mut self, session: SessionId, id: RequestId) {
+        if let Some(session) = self.table.get_mut(session) {
+            session.line.cancel(id.0);
+        }
+    }
+
+    /// Answers a request that came in.
+    pub fn respond(
+        &mut self,
+        now: Time,
+        incoming: IncomingId,
+        code: Code,
+        options: &OptionSet,
+        payload: &[u8],
+    ) -> Result<(), CommandError> {
+        let max_len = self.max_message(incoming.session).ok_or(CommandError::Stale)?;
+        let rng = &mut self.rng;
+        let session = self.table.get_mut(incoming.session).ok_or(CommandError::Stale)?;
+        let parts = ResponseParts { code, options, payload, max_len };
+        session.line.respond(now, rng, incoming.exchange, &parts).map_err(CommandError::from)?;
+        self.touch(incoming.session);
+        Ok(())
+    }
+
+    /// Measures the round trip to a peer; the answer is [`Event::Pong`].
+    pub fn ping(&mut self, now: Time, session: SessionId, id: RequestId) -> Result<(), CommandError> {
+        let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
+        let next_s = timers::next_s(state);
+        if !state.control.ask(Ask::Ping { user: Some(id), next_s }, now) {
+            return Err(CommandError::QueueFull);
+        }
+        self.touch(session);
+        Ok(())
+    }
+
+    /// Closes a session; open requests fail, the peer is told.
+    pub fn close(&mut self, now: Time, session: SessionId) {
+        self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::DONE));
+    }
+
+    /// Closes every session, so that peers and hosts know at once. Poll the outputs once more before leaving.
+    pub fn shutdown(&mut self, now: Time) {
+        self.hosts.clear();
+        let all: Vec<SessionId> = self.table.all().collect();
+        for session in all {
+            self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTDOWN));
+        }
+    }
+
+    /// What is known of a session; `None` once it ended.
+    pub fn info(&self, session: SessionId) -> Option<SessionInfo> {
+        let state = self.table.get(session)?;
+        Some(SessionInfo {
+            peer: state.peer,
+            initiator: state.role == Role::Initiator,
+            up: state.is_up(),
+            path: state.path,
+            rtt: state.line.rtt(),
+            max_message: self.max_message(session)?,
+        })
+    }
+
+    /// The store's answer to [`Output::Claim`].
+    pub fn claim_checked(&mut self, now: Time, session: SessionId, outcome: ClaimOutcome) {
+        self.finish_registration(now, session, outcome);
+    }
+
+    /// A fresh ephemeral secret: from the generator, the net key and a counter, so that a generator that repeats itself
+    /// repeats no ephemeral of another net or of another handshake.
+    fn ephemeral(&mut self) -> [u8; 32] {
+        let mut random = [0; 32];
+        self.rng.fill_bytes(&mut random);
+        self.ephemerals += 1;
+        self.config.key.ephemeral(&random, self.ephemerals)
+    }
+
+    /// A token that no session of this net has, marked with its shard.
+    fn token(&mut self) -> Token {
+        loop {
+            if let Some(token) = Token::new(self.config.shard.mark(self.rng.next_u32()))
+                && self.table.token_is_free(token)
+            {
+                return token;
+            }
+        }
+    }
+
+    fn line_config(&self) -> LineConfig {
+        let limits = &self.config.limits;
+        LineConfig {
+            queue_messages: limits.queue_messages,
+            queue_bytes: limits.queue_bytes,
+            open_incoming: limits.open_incoming,
+            answer_bytes: limits.answer_bytes,
+            ack_delay: self.config.timers.ack_delay,
+            ..LineConfig::default()
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Ends a handshake of ours that did not become a session.
+    fn fail(&mut self, now: Time, id: SessionId, why: ConnectError) {
+        let Some(mut session) = self.table.remove(id) else { return };
+        self.drain_line(&mut session.line, crate::error::RequestError::NotSent(why));
+        for ask in core::mem::take(&mut session.control.asks) {
+            self.ask_failed(ask.what);
+        }
+        match session.host {
+            Some(host) => self.host_failed(now, host, why),
+            None => self.event(Event::ConnectFailed { session: id, why }),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Handshakes that others start, in the order of protocol section 4: shape, budget, keys, slot, and only then the curve.
+use alloc::boxed::Box;
+
+use super::{
+    Net, Origin,
+    session::{Control, HalfOpen, Keepalive, Path, Proof, Role, Session, State},
+};
+use crate::{
+    coap::line::Line,
+    error::CloseReason,
+    event::{Event, SessionId},
+    id::Id,
+    relay::budget::source_key,
+    session::{Secure, cookie, handshake, keys::{PairKey, Suite}},
+    stats::Drop,
+    time::{Duration, Time},
+    wire::packet::Init,
+};
+
+/// A session heard within this time is never evicted for another of the same peer.
+const RECENTLY_HEARD: Duration = Duration::from_secs(60);
+/// Cookies' secrets change so often; the previous one is accepted too.
+const COOKIE_ROTATION: Duration = Duration::from_secs(120);
+
+/// What the table of half-open handshakes says of an INIT.
+enum Standing {
+    New,
+    Again([u8; 104]),
+    /// The slot, or all of this peer's, are taken.
+    Crowded,
+}
+
+impl Net {
+    pub(super) fn on_init(&mut self, now: Time, origin: Origin, init: &Init<'_>) {
+        let mine = init.dst == self.config.id || init.dst == Id::ANY;
+        if !mine || !self.config.accept {
+            return self.stats.drop(Drop::NotMine);
+        }
+        let vouched = match origin {
+            Origin::Direct(_) => true,
+            Origin::Through { src, .. } => src == init.src,
+        };
+        if init.src == self.config.id || init.src == Id::ANY || !vouched {
+            return self.stats.drop(Drop::BadHandshake);
+        }
+        let source = match origin {
+            Origin::Direct(address) => source_key(address, self.hash_secret),
+            Origin::Through { neighbour, .. } => self.hash_id(neighbour),
+        };
+        if !self.init_budget.take(source, now, 1) {
+            return self.stats.drop(Drop::OverBudget);
+        }
+        let pair = self.config.key.pair(init.src, init.dst);
+        let Ok(opened) = handshake::open_init(init, &pair) else { return self.stats.drop(Drop::BadHandshake) };
+        self.init_budget.give_back(source, 1);
+        let Some(suite) = self.config.suites.iter().copied().find(|suite| init.suites.contains(*suite)) else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
+
+        let proven = self.cookie_is_valid(now, origin, init);
+        match self.standing(init) {
+            Standing::Again(resp) => return self.send_back(now, origin, init.src, &resp),
+            Standing::Crowded if !proven => return self.send_cookie(now, origin, init, &pair),
+            _ => {}
+        }
+        if !proven && !self.dh_budget.take(now, 1) {
+            return self.send_cookie(now, origin, init, &pair);
+        }
+        if proven {
+            self.make_half_open_room(now, init);
+        }
+        if self.table.len() >= self.config.limits.sessions
+            || self.table.half_open() >= self.config.limits.half_open
+        {
+            return self.stats.drop(Drop::TableFull);
+        }
+        self.answer_init(now, origin, init, opened, suite);
+    }
+
+    fn standing(&self, init: &Init<'_>) -> Standing {
+        let mut open = 0;
+        for (_, session) in self.table.of_peer(init.src) {
+            let State::HalfOpen(half_open) = &session.state else { continue };
+            open += 1;
+            if half_open.stoken == init.stoken {
+                return match half_open.ephemeral == *init.ephemeral {
+                    true => Standing::Again(half_open.resp),
+                    false => Standing::Crowded,
+                };
+            }
+        }
+        if open >= self.config.limits.half_open_per_peer { Standing::Crowded } else { Standing::New }
+    }
+
+    /// One who showed a cookie takes the slot of its stoken, or the oldest of its id.
+    fn make_half_open_room(&mut self, now: Time, init: &Init<'_>) {
+        let mut open = 0;
+        let mut oldest: Option<(Time, SessionId)> = None;
+        let mut taken = None;
+        for (id, session) in self.table.of_peer(init.src) {
+            let State::HalfOpen(half_open) = &session.state else { continue };
+            open += 1;
+            if half_open.stoken == init.stoken {
+                taken = Some(id);
+            }
+            if oldest.is_none_or(|(expires, _)| half_open.expires < expires) {
+                oldest = Some((half_open.expires, id));
+            }
+        }
+        let full = open >= self.config.limits.half_open_per_peer;
+        if let Some(id) = taken.or(oldest.filter(|_| full).map(|(_, id)| id)) {
+            self.forget(now, id);
+        }
+    }
+
+    fn answer_init(&mut self, now: Time, origin: Origin, init: &Init<'_>, opened: handshake::OpenedInit, suite: Suite) {
+        let (ephemeral, ctoken) = (self.ephemeral(), self.token());
+        let fields = handshake::RespFields {
+            ctoken,
+            suite,
+            caps: self.caps(),
+            max_udp: super::MAX_DATAGRAM as u16,
+            mem: self.mem(now),
+            unix: self.unix_s(now),
+        };
+        let Ok((resp, established)) = opened.respond(self.config.id, &ephemeral, &fields) else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
+        self.stats.handshakes += 1;
+        let mut line = Line::new(&mut self.rng, self.line_config());
+        line.handshake_rtt(None);
+        let half_open = HalfOpen {
+            stoken: init.stoken,
+            ephemeral: *init.ephemeral,
+            resp,
+            expires: now + self.config.timers.half_open,
+        };
+        let id = self.table.insert(Session {
+            peer: init.src,
+            next_of_peer: None,
+            own_token: ctoken,
+            role: Role::Responder,
+            path: origin.path(),
+            state: State::HalfOpen(Box::new(half_open)),
+            secure: Some(Box::new(Secure::responder(&established))),
+            line,
+            control: Control::default(),
+            keepalive: Keepalive {
+                interval: Duration::ZERO,
+                last_answer: now,
+                observed: None,
+                silence: self.config.timers.session_idle,
+            },
+            last_heard: now,
+            confirmed: true,
+            host: None,
+            proof: self.config.registry.then(|| Box::new(Proof::Expected(established.prove_check()))),
+            guest: None,
+            max_udp: established.max_udp,
+            dirty: false,
+            armed: Time::NEVER,
+        });
+        self.send_back(now, origin, init.src, &resp);
+        self.arm(id);
+    }
+
+    /// The first packet under the new keys: the peer is who it says, and it is there.
+    pub(super) fn confirm(&mut self, now: Time, id: SessionId, origin: Origin) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        session.state = State::Up;
+        session.path = origin.path();
+        session.last_heard = now;
+        let peer = session.peer;
+        self.table.confirmed();
+        self.event(Event::Accepted { session: id, peer });
+        self.evict_beyond_cap(now, peer);
+        self.arm(id);
+    }
+
+    fn evict_beyond_cap(&mut self, now: Time, peer: Id) {
+        let up = self.table.of_peer(peer).filter(|(_, session)| session.is_up());
+        let (count, longest_silent) = up.fold((0, None), |(count, longest): (usize, Option<(Time, SessionId)>), (id, session)| {
+            let heard = session.last_heard;
+            (count + 1, if longest.is_none_or(|(time, _)| heard < time) { Some((heard, id)) } else { longest })
+        });
+        if count <= self.config.limits.sessions_per_peer {
+            return;
+        }
+        match longest_silent {
+            Some((heard, id)) if now.since(heard) > RECENTLY_HEARD => {
+                self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
+            }
+            // All were heard lately, so the newest is the one that has to go.
+            _ => {
+                let newest = self.table.of_peer(peer).find(|(_, session)| session.is_up()).map(|(id, _)| id);
+                if let Some(id) = newest {
+                    self.stats.drop(Drop::TableFull);
+                    self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
+                }
+            }
+        }
+    }
+
+    fn send_back(&mut self, now: Time, origin: Origin, to: Id, bytes: &[u8]) {
+        self.send_raw(now, origin.path(), to, bytes);
+    }
+
+    fn cookie_address(&self, origin: Origin) -> Option<core::net::SocketAddr> {
+        match origin {
+            Origin::Direct(address) => Some(address),
+            Origin::Through { neighbour, .. } => match self.path_of_neighbour(neighbour)? {
+                Path::Direct(address) => Some(address),
+                Path::Through(_) => None,
+            },
+        }
+    }
+
+    fn cookie_is_valid(&mut self, now: Time, origin: Origin, init: &Init<'_>) -> bool {
+        let (Some(shown), Some(address)) = (init.cookie, self.cookie_address(origin)) else { return false };
+        self.rotate_cookie_secrets(now);
+        self.cookie_secrets.iter().any(|secret| cookie::is_valid(secret, address, init, shown))
+    }
+
+    fn send_cookie(&mut self, now: Time, origin: Origin, init: &Init<'_>, pair: &PairKey) {
+        let Some(address) = self.cookie_address(origin) else { return };
+        self.rotate_cookie_secrets(now);
+        self.stats.cookies += 1;
+        let reply = cookie::reply(&self.cookie_secrets[0], address, init, self.config.id, pair);
+        self.send_back(now, origin, init.src, &reply);
+    }
+
+    fn rotate_cookie_secrets(&mut self, now: Time) {
+        use rand_chacha::rand_core::Rng;
+        let age = now.since(self.cookie_rotated);
+        if age < COOKIE_ROTATION {
+            return;
+        }
+        self.cookie_rotated = now;
+        self.cookie_secrets.swap(0, 1);
+        self.rng.fill_bytes(&mut self.cookie_secrets[0]);
+        if age >= 2 * COOKIE_ROTATION {
+            self.rng.fill_bytes(&mut self.cookie_secrets[1]);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Handshakes that this net starts: INIT, its repetitions, RESP, COOKIE, and what is known when nobody answers.
+use alloc::{boxed::Box, vec::Vec};
+
+use super::{
+    Net,
+    session::{Connecting, Control, Keepalive, LookupFor, Path, Proof, Role, Session, State, Ask},
+};
+use crate::{
+    coap::line::Line,
+    error::{CommandError, ConnectError},
+    event::{Event, SessionId},
+    id::Id,
+    session::{Secure, handshake, keys::PeerKey},
+    stats::Drop,
+    time::{Duration, Time},
+    wire::packet::{CookieReply, Resp},
+};
+
+/// INITs leave so long after the first one (protocol, section 4); after the last the wait goes on to the deadline.
+const INIT_SCHEDULE: [Duration; 5] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(7)];
+/// So many unanswered INITs to a peer that is online mean: it does not accept our key.
+const INITS_FOR_A_VERDICT: u8 = 3;
+/// INIT offers what this net can do.
+const CAP_REGISTRY: u8 = 1;
+const CAP_RELAY: u8 = 2;
+
+impl Net {
+    pub(super) fn start_handshake(
+        &mut self,
+        now: Time,
+        peer: Id,
+        key: &PeerKey,
+        path: Path,
+        host: Option<usize>,
+    ) -> Result<SessionId, CommandError> {
+        if self.table.len() >= self.config.limits.sessions {
+            return Err(CommandError::TableFull);
+        }
+        let pair = key.pair(self.config.id, peer).ok_or(CommandError::WrongPair)?;
+        let (ephemeral, stoken) = (self.ephemeral(), self.token());
+        let fields = handshake::InitFields {
+            dst: peer,
+            src: self.config.id,
+            stoken,
+            key_id: self.config.key_id,
+            suites: self.config.suites.iter().copied().collect(),
+            caps: self.caps(),
+            max_udp: super::MAX_DATAGRAM as u16,
+        };
+        let (handshake, init) = handshake::Initiator::start(&fields, &pair, &ephemeral);
+        let deadline = now + self.config.timers.handshake_timeout;
+        let connecting = Connecting {
+            handshake,
+            init: Vec::from(init),
+            sent: 0,
+            first_sent: now,
+            next: now,
+            deadline,
+            online: None,
+        };
+        let id = self.table.insert(Session {
+            peer,
+            next_of_peer: None,
+            own_token: stoken,
+            role: Role::Initiator,
+            path,
+            state: State::Connecting(Box::new(connecting)),
+            secure: None,
+            line: Line::new(&mut self.rng, self.line_config()),
+            control: Control::default(),
+            keepalive: Keepalive {
+                interval: self.config.timers.ping_min,
+                last_answer: now,
+                observed: None,
+                // The initiator finds out by its pings; this is the backstop.
+                silence: self.config.timers.session_idle,
+            },
+            last_heard: now,
+            confirmed: false,
+            host,
+            proof: None,
+            guest: None,
+            max_udp: super::MAX_DATAGRAM as u16,
+            dirty: false,
+            armed: Time::NEVER,
+        });
+        self.send_init(now, id);
+        Ok(id)
+    }
+
+    pub(super) fn caps(&self) -> u8 {
+        u8::from(self.config.registry) * CAP_REGISTRY | u8::from(self.config.relay) * CAP_RELAY
+    }
+
+    /// Sends INIT, again or for the first time, and sets the next time; ends a handshake whose time is over.
+    pub(super) fn send_init(&mut self, now: Time, id: SessionId) {
+        let waits_for_host = self.table.get(id).is_some_and(|session| !self.can_send(&session.path));
+        let jitter = self.jitter();
+        let Some(session) = self.table.get_mut(id) else { return };
+        let State::Connecting(connecting) = &mut session.state else { return };
+        if now >= connecting.deadline {
+            let why = match (waits_for_host, connecting.online) {
+                (true, _) => ConnectError::HostUnreachable,
+                (false, Some(true)) if connecting.sent >= INITS_FOR_A_VERDICT => ConnectError::AuthenticationFailed,
+                (false, Some(false)) => ConnectError::UnknownPeer,
+                _ => ConnectError::Unreachable,
+            };
+            return self.fail(now, id, why);
+        }
+        if waits_for_host || now < connecting.next {
+            // The host's return wakes it (`wake_waiting`).
+            connecting.next = if waits_for_host { Time::NEVER } else { connecting.next };
+            return self.arm(id);
+        }
+        if connecting.sent == 0 {
+            connecting.first_sent = now;
+        }
+        connecting.sent += 1;
+        connecting.next = match INIT_SCHEDULE.get(usize::from(connecting.sent)) {
+            Some(after) => connecting.first_sent + *after + jitter,
+            None => Time::NEVER,
+        };
+        let (path, peer) = (session.path, session.peer);
+        let ask_host = connecting.sent == INITS_FOR_A_VERDICT && connecting.online.is_none();
+        let init = connecting.init.clone();
+        self.send_raw(now, path, peer, &init);
+        self.arm(id);
+        if ask_host && matches!(path, Path::Through(_)) {
+            self.ask_host(now, Ask::Lookup { id: peer, why: LookupFor::Session(id) });
+        }
+    }
+
+    /// Up to a tenth of a second, so that many nets that start together spread out.
+    fn jitter(&mut self) -> Duration {
+        use rand_chacha::rand_core::Rng;
+        Duration::from_micros(u64::from(self.rng.next_u32() % 100_000))
+    }
+
+    pub(super) fn on_resp(&mut self, now: Time, resp: &Resp<'_>) {
+        let Some(id) = self.table.by_token(resp.stoken) else { return self.stats.drop(Drop::UnknownToken) };
+        let Some(session) = self.table.get_mut(id) else { return };
+        let State::Connecting(connecting) = &session.state else {
+            // The answer to a repeated INIT, while the first one's made the session.
+            return self.stats.drop(Drop::Replayed);
+        };
+        let Ok(established) = connecting.handshake.read_resp(resp) else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
+        let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
+        session.secure = Some(Box::new(Secure::initiator(&established)));
+        session.state = State::Up;
+        session.max_udp = established.max_udp;
+        session.last_heard = now;
+        session.keepalive.last_answer = now;
+        session.line.handshake_rtt(rtt);
+        let host = session.host;
+        let peer = established.peer;
+        let old_peer = session.peer;
+        if host.is_some() && !self.config.ephemeral {
+            let (public, mac) = established.prove(&self.config.device);
+            session.proof = Some(Box::new(Proof::Made { public, mac }));
+        }
+        let next_s = super::timers::next_s(session);
+        session.control.ask(Ask::Ping { user: None, next_s }, now);
+        if old_peer != peer {
+            self.table.rename(id, peer);
+        }
+        match host {
+            Some(host) => self.host_session_up(now, host, id, established.unix),
+            None => self.event(Event::Connected { session: id, peer }),
+        }
+        self.touch(id);
+        self.arm(id);
+    }
+
+    /// The responder wants to see that we are where our INIT said: the same INIT goes again, with its cookie.
+    pub(super) fn on_cookie(&mut self, now: Time, cookie: &CookieReply<'_>) {
+        let Some(id) = self.table.by_token(cookie.stoken) else { return self.stats.drop(Drop::UnknownToken) };
+        let Some(session) = self.table.get_mut(id) else { return };
+        let State::Connecting(connecting) = &mut session.state else { return self.stats.drop(Drop::Replayed) };
+        let Ok(init) = connecting.handshake.with_cookie(cookie) else { return self.stats.drop(Drop::BadHandshake) };
+        if connecting.init == init {
+            return self.stats.drop(Drop::Replayed);
+        }
+        connecting.init = Vec::from(init);
+        let (path, peer, init) = (session.path, session.peer, connecting.init.clone());
+        self.send_raw(now, path, peer, &init);
+    }
+
+    /// NO_ROUTE came for a packet to `dst`: handshakes to it that wait for that very packet's answer need not go on.
+    pub(super) fn on_no_route(&mut self, now: Time, dst: Id, packet: [u8; 8]) {
+        let hopeless: Option<SessionId> = self
+            .table
+            .of_peer(dst)
+            .find(|(_, session)| match &session.state {
+                State::Connecting(connecting) => connecting.init.last_chunk::<8>() == Some(&packet),
+                _ => false,
+            })
+            .map(|(id, _)| id);
+        if let Some(id) = hopeless {
+            self.fail(now, id, ConnectError::UnknownPeer);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a short packet holds: it opens or it is dropped; then its frames and messages act, in order.
+use core::net::SocketAddr;
+
+use super::{
+    Net, Origin,
+    session::{Ask, Path, Role, State},
+};
+use crate::{
+    coap::line::LineEvent,
+    error::CloseReason,
+    event::{Event, IncomingId, RequestId, SessionId},
+    session::OpenError,
+    stats::Drop,
+    time::{Duration, Time},
+    wire::{
+        bundle::{Element, elements},
+        frame::{CloseCode, ErrorCode, Frame, Req},
+        packet::Token,
+    },
+};
+
+impl Net {
+    pub(super) fn on_short(&mut self, now: Time, origin: Origin, token: Token, datagram: &mut [u8]) {
+        let Some(id) = self.table.by_token(token) else { return self.stats.drop(Drop::UnknownToken) };
+        let Some(session) = self.table.get_mut(id) else { return };
+        if let Origin::Through { src, .. } = origin
+            && src != session.peer
+        {
+            return self.stats.drop(Drop::BadHandshake);
+        }
+        let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
+        let plain = match secure.open(datagram) {
+            Ok(range) => datagram.get(range).unwrap_or_default(),
+            Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
+            Err(_) => return self.stats.drop(Drop::BadSeal),
+        };
+        match session.state {
+            State::HalfOpen(_) => self.confirm(now, id, origin),
+            State::Closing { .. } => {
+                return self.send_frame(now, id, origin.path(), &Frame::Close { code: CloseCode::DONE, text: "" });
+            }
+            _ => {}
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
+        session.last_heard = now;
+        session.confirmed = true;
+        let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        for element in elements {
+            if self.table.get(id).is_none_or(|session| !session.is_up()) {
+                return;
+            }
+            match element {
+                Element::Message(message) => self.on_message(now, id, message),
+                Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
+            }
+        }
+        self.touch(id);
+        self.arm(id);
+    }
+
+    fn on_message(&mut self, now: Time, id: SessionId, message: &[u8]) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        if session.line.handle_message(now, &mut self.rng, message).is_err() {
+            return self.stats.drop(Drop::BadFrame);
+        }
+        if let (Some(pn), Some(secure)) = (session.line.take_answered(), session.secure.as_mut()) {
+            secure.answered(pn);
+            session.keepalive.last_answer = now;
+        }
+        self.tell_line_events(id);
+    }
+
+    /// Passes on what the line has to tell its user.
+    pub(super) fn tell_line_events(&mut self, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let peer = session.peer;
+        while let Some(event) = session.line.poll_event() {
+            let event = match event {
+                LineEvent::Request { incoming, message } => {
+                    Event::Request { incoming: IncomingId { session: id, exchange: incoming }, peer, message }
+                }
+                LineEvent::Response { user, message } => Event::Response { request: RequestId(user), message },
+                LineEvent::Failed { user, why } => Event::RequestFailed { request: RequestId(user), why: why.into() },
+            };
+            self.outputs.push_back(crate::event::Output::Event(event));
+        }
+    }
+
+    fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
+        match *frame {
+            Frame::Pad | Frame::Confirm { .. } | Frame::PathResponse(_) => {}
+            Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
+            Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
+            Frame::PathChallenge(data) => self.send_frame(now, id, origin.path(), &Frame::PathResponse(data)),
+            Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
+            Frame::Prove { public, mac } => self.on_prove(id, public, mac),
+            Frame::Register { req, ephemeral, epoch, lease_s } => {
+                self.on_register(now, id, super::session::Registering { req, ephemeral, epoch, lease_s });
+            }
+            Frame::Registered { req, status, epoch, lease_s, since, .. } => {
+                self.on_registered(now, id, req, super::host::Answer { status, epoch, lease_s, since });
+            }
+            Frame::Unregister { req, epoch } => self.on_unregister(id, req, epoch),
+            Frame::Lookup { req, id: wanted } => self.on_lookup(now, id, req, wanted),
+            Frame::Found { req, status, .. } => self.on_found(now, id, req, status),
+            Frame::Relay { hop_limit, flags, dst, src, inner } => {
+                self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
+            }
+            Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
+                self.on_no_route(now, dst, packet);
+            }
+            // What this version specifies and does not act on yet, and what a later one will bring.
+            _ => self.stats.drop(Drop::Kind),
+        }
+    }
+
+    fn on_ping(&mut self, id: SessionId, origin: Origin, req: Req, next_s: u16) {
+        let idle = self.config.timers.session_idle;
+        let Some(session) = self.table.get_mut(id) else { return };
+        if session.role == Role::Responder {
+            session.keepalive.silence = match next_s {
+                0 => idle,
+                // 3.5 times, in whole milliseconds.
+                s => Duration::from_millis(u64::from(s) * 3_500),
+            };
+        }
+        let observed = match origin {
+            Origin::Direct(address) => Some(address),
+            Origin::Through { .. } => None,
+        };
+        session.control.once(Frame::Pong { req, draining: false, observed });
+    }
+
+    fn on_pong(&mut self, now: Time, id: SessionId, req: Req, observed: Option<SocketAddr>) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. })) else { return };
+        if let Some(secure) = session.secure.as_mut() {
+            secure.answered(asked.first_pn);
+        }
+        let rtt = now.since(asked.first_sent);
+        if asked.sent == 1 {
+            session.line.sample_rtt(rtt);
+        }
+        session.keepalive.last_answer = now;
+        match asked.what {
+            Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: Some(rtt) }),
+            _ => self.grow_ping(id, observed),
+        }
+        self.tell_public_address(id, observed);
+    }
+
+    /// A mapping that held for the whole interval may hold longer (protocol, section 6.1).
+    fn grow_ping(&mut self, id: SessionId, observed: Option<SocketAddr>) {
+        let (min, max) = (self.config.timers.ping_min, self.ping_cap(id));
+        let Some(session) = self.table.get_mut(id) else { return };
+        let keepalive = &mut session.keepalive;
+        if keepalive.interval.is_zero() {
+            return;
+        }
+        let before = core::mem::replace(&mut keepalive.observed, observed);
+        keepalive.interval = match before {
+            Some(_) if before == observed => keepalive.interval + keepalive.interval / 4,
+            Some(_) => min,
+            None => keepalive.interval,
+        }
+        .min(max);
+    }
+
+    /// The session with a neighbour: the one with our host, or the one that it registered through.
+    pub(super) fn hop_session(&self, neighbour: crate::id::Id) -> Option<SessionId> {
+        let ours = self.hosts.iter().find(|host| host.id == neighbour).and_then(super::host::Host::registered_session);
+        ours.or_else(|| self.registry.get(&neighbour).map(|registration| registration.session))
+    }
+
+    pub(super) fn path_of_neighbour(&self, neighbour: crate::id::Id) -> Option<Path> {
+        Some(self.table.get(self.hop_session(neighbour)?)?.path)
+    }
+}

@@ -1,0 +1,441 @@
+//! The net's own host: a session kept to it, registered through it, opened anew when it is lost.
+//!
+//! ```text
+//!  Down ──retry──> Connecting ──RESP──> Registering ──REGISTERED ok──> Registered
+//!   ^                  │ no answer           │ refused: Refused, again after the longest wait
+//!   └──────────────────┴─────────────────────┴──── session lost ───────────┘
+//! ```
+//! With several hosts configured one is kept at a time: the next is tried when the one at hand does not answer.
+use alloc::{collections::VecDeque, vec::Vec};
+use core::net::SocketAddr;
+
+use super::{
+    Net, Path,
+    session::{Ask, LookupFor, State},
+};
+use crate::{
+    error::{CloseReason, CommandError, ConnectError},
+    event::{Event, HostLoss, Output, RequestId, SessionId},
+    id::Id,
+    session::keys::PeerKey,
+    time::{Duration, Time},
+    wire::frame::{CloseCode, Epoch, FoundStatus, RegisterStatus, Req},
+};
+
+/// Lease that a net asks for; the host grants at most its own `max_router_tm`.
+const LEASE: u32 = 600;
+/// Lease of an ephemeral registration (protocol, section 8).
+const EPHEMERAL_LEASE: u32 = 120;
+/// Hosts that one net may be given.
+pub const MAX_HOSTS: usize = 8;
+/// Questions that wait for the host to be back.
+const MAX_WAITING: usize = 256;
+
+/// A host as the caller names it.
+pub struct HostConfig {
+    /// Its id; all-zero for "whichever net is at the address".
+    pub id: Id,
+    /// The host's net key, or a pair key for this net and the host.
+    pub key: PeerKey,
+    /// Where it may be; may be empty until its name is resolved (`Net::set_host_addresses`).
+    pub addresses: Vec<SocketAddr>,
+}
+
+pub(super) struct Host {
+    pub(super) id: Id,
+    key: PeerKey,
+    addresses: Vec<SocketAddr>,
+    next_address: usize,
+    phase: Phase,
+    retry_at: Time,
+    backoff: Duration,
+    /// Connected was told and Disconnected was not, since.
+    up_told: bool,
+    public: Option<SocketAddr>,
+    /// Granted at the last registration.
+    pub(super) lease: Option<Duration>,
+    stale_retry: bool,
+    /// Handshakes that wait for the registration.
+    waiting: VecDeque<SessionId>,
+    lookups: VecDeque<(Id, RequestId, Time)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Down,
+    Connecting(SessionId),
+    Registering(SessionId),
+    Registered(SessionId),
+    Refused,
+}
+
+/// What REGISTERED says.
+#[derive(Clone, Copy)]
+pub(super) struct Answer {
+    pub(super) status: RegisterStatus,
+    pub(super) epoch: Epoch,
+    pub(super) lease_s: u32,
+    pub(super) since: u32,
+}
+
+impl Host {
+    pub(super) fn registered_session(&self) -> Option<SessionId> {
+        match self.phase {
+            Phase::Registered(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    fn session(&self) -> Option<SessionId> {
+        match self.phase {
+            Phase::Connecting(session) | Phase::Registering(session) | Phase::Registered(session) => Some(session),
+            Phase::Down | Phase::Refused => None,
+        }
+    }
+}
+
+impl Net {
+    /// Names a host to register with; the first one named is preferred. Up to [`MAX_HOSTS`].
+    pub fn add_host(&mut self, now: Time, host: HostConfig) -> Result<(), CommandError> {
+        if host.id == self.config.id {
+            return Err(CommandError::OwnId);
+        }
+        if self.hosts.len() >= MAX_HOSTS {
+            return Err(CommandError::TableFull);
+        }
+        self.hosts.push(Host {
+            id: host.id,
+            key: host.key,
+            addresses: host.addresses,
+            next_address: 0,
+            phase: Phase::Down,
+            retry_at: now,
+            backoff: self.config.timers.host_retry_min,
+            up_told: false,
+            public: None,
+            lease: None,
+            stale_retry: false,
+            waiting: VecDeque::new(),
+            lookups: VecDeque::new(),
+        });
+        self.run_hosts(now);
+        Ok(())
+    }
+
+    /// Where the host's name leads to now. A host that is being waited for is tried at once if this is news.
+    pub fn set_host_addresses(&mut self, now: Time, host: Id, addresses: &[SocketAddr]) {
+        let Some(host) = self.hosts.iter_mut().find(|known| known.id == host) else { return };
+        if host.addresses == addresses || addresses.is_empty() {
+            return;
+        }
+        host.addresses = Vec::from(addresses);
+        host.next_address = 0;
+        if host.phase == Phase::Down {
+            host.retry_at = now;
+            self.run_hosts(now);
+        }
+    }
+
+    /// True while this net is registered with a host.
+    pub fn is_registered(&self) -> bool {
+        self.hosts.get(self.active_host).is_some_and(|host| host.registered_session().is_some())
+    }
+
+    /// Asks the host whether a net is online; the answer is [`Event::Found`]. Waits for the host if it is away, until `deadline`.
+    pub fn lookup(&mut self, now: Time, id: Id, request: RequestId, deadline: Time) -> Result<(), CommandError> {
+        let host = self.hosts.get_mut(self.active_host).ok_or(CommandError::NoHost)?;
+        if host.lookups.len() >= MAX_WAITING {
+            return Err(CommandError::QueueFull);
+        }
+        host.lookups.push_back((id, request, deadline));
+        self.ask_waiting_lookups(now);
+        Ok(())
+    }
+
+    /// The path to a net that is known by its id only.
+    pub(super) fn path_by_id(&self, peer: Id) -> Result<Path, CommandError> {
+        if let Some(host) = self.hosts.iter().find(|host| host.id == peer) {
+            let address = host.addresses.get(host.next_address % host.addresses.len().max(1));
+            return address.map(|address| Path::Direct(*address)).ok_or(CommandError::NoHost);
+        }
+        if let Some(path) = self.registry.get(&peer).and_then(|there| Some(self.table.get(there.session)?.path)) {
+            return Ok(path);
+        }
+        let host = self.hosts.get(self.active_host).ok_or(CommandError::NoHost)?;
+        Ok(Path::Through(host.id))
+    }
+
+    pub(super) fn next_host_timeout(&self) -> Time {
+        let Some(host) = self.hosts.get(self.active_host) else { return Time::NEVER };
+        let lookup = host.lookups.iter().map(|(_, _, deadline)| *deadline).min().unwrap_or(Time::NEVER);
+        let retry = match host.phase {
+            Phase::Down | Phase::Refused if !host.addresses.is_empty() => host.retry_at,
+            _ => Time::NEVER,
+        };
+        retry.min(lookup)
+    }
+
+    pub(super) fn run_hosts(&mut self, now: Time) {
+        let Some(host) = self.hosts.get_mut(self.active_host) else { return };
+        while let Some(at) = host.lookups.iter().position(|(_, _, deadline)| *deadline <= now) {
+            if let Some((_, request, _)) = host.lookups.remove(at) {
+                self.outputs.push_back(Output::Event(Event::Found { request, status: None }));
+            }
+        }
+        let due = matches!(host.phase, Phase::Down | Phase::Refused) && host.retry_at <= now;
+        let Some(address) = host.addresses.get(host.next_address % host.addresses.len().max(1)).copied() else { return };
+        if due {
+            self.open_host_session(now, address);
+        }
+    }
+
+    fn open_host_session(&mut self, now: Time, address: SocketAddr) {
+        let place = self.active_host;
+        let Some(host) = self.hosts.get(place) else { return };
+        let (id, key) = (host.id, host.key.clone());
+        let started = self.start_handshake(now, id, &key, Path::Direct(address), Some(place));
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        match started {
+            Ok(session) => host.phase = Phase::Connecting(session),
+            Err(_) => host.retry_at = now + host.backoff,
+        }
+    }
+
+    pub(super) fn host_session_up(&mut self, now: Time, place: usize, session: SessionId, unix: u32) {
+        let epoch = Epoch(self.last_epoch.saturating_add(1).max(u64::from(unix) * 1000));
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        host.phase = Phase::Registering(session);
+        host.stale_retry = false;
+        if let Some(state) = self.table.get(session) {
+            host.id = state.peer;
+        }
+        self.register(now, session, epoch);
+    }
+
+    fn register(&mut self, now: Time, session: SessionId, epoch: Epoch) {
+        self.last_epoch = epoch.0;
+        self.outputs.push_back(Output::SaveEpoch(epoch.0));
+        let ephemeral = self.config.ephemeral;
+        let lease_s = if ephemeral { EPHEMERAL_LEASE } else { LEASE };
+        if let Some(state) = self.table.get_mut(session) {
+            state.control.ask(Ask::Register { epoch, ephemeral, lease_s }, now);
+        }
+        self.touch(session);
+    }
+
+    pub(super) fn on_registered(&mut self, now: Time, id: SessionId, req: Req, answer: Answer) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Register { .. })) else { return };
+        if asked.sent == 1 {
+            session.line.sample_rtt(now.since(asked.first_sent));
+        }
+        if let Some(secure) = session.secure.as_mut() {
+            secure.answered(asked.first_pn);
+        }
+        let Some(place) = session.host else { return };
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        match answer.status {
+            RegisterStatus::OK => {
+                if let Some(session) = self.table.get_mut(id) {
+                    session.proof = None;
+                }
+                self.registered(now, place, id, answer.lease_s);
+            }
+            RegisterStatus::STALE if !host.stale_retry => {
+                host.stale_retry = true;
+                self.register(now, id, Epoch(answer.epoch.0.saturating_add(1)));
+            }
+            RegisterStatus::AHEAD if !host.stale_retry => {
+                // Our idea of the epoch came from a clock that ran ahead: the host's is the one that counts.
+                host.stale_retry = true;
+                self.register(now, id, answer.epoch);
+            }
+            status => self.refused(now, place, id, status, answer.since),
+        }
+    }
+
+    fn registered(&mut self, now: Time, place: usize, id: SessionId, lease_s: u32) {
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        let lease = Duration::from_secs(u64::from(lease_s.max(1)));
+        host.phase = Phase::Registered(id);
+        host.lease = Some(lease);
+        host.backoff = self.config.timers.host_retry_min;
+        let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
+        let cap = self.ping_cap(id);
+        if let Some(session) = self.table.get_mut(id) {
+            session.keepalive.interval = session.keepalive.interval.min(cap);
+        }
+        if !told {
+            self.event(Event::HostConnected { host: host_id, public });
+        }
+        self.wake_waiting(now, place);
+        self.ask_waiting_lookups(now);
+        self.arm(id);
+    }
+
+    fn refused(&mut self, now: Time, place: usize, id: SessionId, status: RegisterStatus, since: u32) {
+        let retry = self.config.timers.host_retry_max;
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        host.phase = Phase::Refused;
+        host.retry_at = now + retry;
+        let (host_id, waiting) = (host.id, core::mem::take(&mut host.waiting));
+        if let Some(session) = self.table.get_mut(id) {
+            // The session was the registration's: it goes, and nobody is told twice.
+            session.host = None;
+        }
+        self.event(Event::HostRefused { host: host_id, status, since });
+        for session in waiting {
+            self.fail(now, session, ConnectError::HostRefused);
+        }
+        self.close_quietly(now, id);
+    }
+
+    /// Closes a session of the machine's own, of which no user knows.
+    fn close_quietly(&mut self, now: Time, id: SessionId) {
+        let Some(path) = self.table.get(id).map(|session| session.path) else { return };
+        let frame = crate::wire::frame::Frame::Close { code: CloseCode::DONE, text: "" };
+        self.send_frame(now, id, path, &frame);
+        self.forget(now, id);
+    }
+
+    /// The handshake with a host failed.
+    pub(super) fn host_failed(&mut self, now: Time, place: usize, why: ConnectError) {
+        self.host_down(now, place, HostLoss::Connect(why));
+    }
+
+    /// The session with a host ended.
+    pub(super) fn host_lost(&mut self, now: Time, place: usize, why: CloseReason) {
+        self.host_down(now, place, HostLoss::Session(why));
+    }
+
+    fn host_down(&mut self, now: Time, place: usize, why: HostLoss) {
+        let spread = self.spread();
+        let hosts = self.hosts.len();
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        let was_registered = core::mem::replace(&mut host.up_told, false);
+        host.phase = Phase::Down;
+        host.public = None;
+        host.next_address = host.next_address.wrapping_add(1);
+        // A session that stood and is gone is tried again at once; one that never stood waits longer each time.
+        let wait = match (why, was_registered) {
+            (HostLoss::Session(_), true) => Duration::from_millis(100),
+            _ => host.backoff,
+        };
+        host.retry_at = now + wait.mul_f32(spread);
+        host.backoff = (host.backoff * 2).min(self.config.timers.host_retry_max);
+        let host_id = host.id;
+        if hosts > 1 {
+            self.move_to_next_host(now, place);
+        }
+        // Told of the first failure too, so that a user learns why nothing happens.
+        self.event(Event::HostDisconnected { host: host_id, why });
+    }
+
+    fn move_to_next_host(&mut self, now: Time, from: usize) {
+        let to = (from + 1) % self.hosts.len();
+        let (waiting, lookups) = match self.hosts.get_mut(from) {
+            Some(host) => (core::mem::take(&mut host.waiting), core::mem::take(&mut host.lookups)),
+            None => return,
+        };
+        self.active_host = to;
+        let Some(host) = self.hosts.get_mut(to) else { return };
+        host.retry_at = host.retry_at.min(now);
+        host.lookups.extend(lookups);
+        let id = host.id;
+        for session in waiting {
+            if let Some(state) = self.table.get_mut(session) {
+                state.path = Path::Through(id);
+            }
+            self.hosts[to].waiting.push_back(session);
+        }
+    }
+
+    /// Between 0.8 and 1.2, so that the nets of one host do not come back all at once.
+    fn spread(&mut self) -> f32 {
+        use rand_chacha::rand_core::Rng;
+        0.8 + (self.rng.next_u32() % 400) as f32 / 1000.0
+    }
+
+    /// Notes that a handshake waits until its host is back.
+    pub(super) fn wait_for_host(&mut self, host: Id, session: SessionId) {
+        if let Some(host) = self.hosts.iter_mut().find(|known| known.id == host)
+            && host.waiting.len() < MAX_WAITING
+            && !host.waiting.contains(&session)
+        {
+            host.waiting.push_back(session);
+        }
+    }
+
+    fn wake_waiting(&mut self, now: Time, place: usize) {
+        let waiting = self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
+        for id in waiting {
+            if let Some(session) = self.table.get_mut(id)
+                && let State::Connecting(connecting) = &mut session.state
+            {
+                connecting.next = now;
+                self.send_init(now, id);
+            }
+        }
+    }
+
+    fn ask_waiting_lookups(&mut self, now: Time) {
+        let Some(host) = self.hosts.get_mut(self.active_host) else { return };
+        let Some(session) = host.registered_session() else { return };
+        for (id, request, _) in core::mem::take(&mut host.lookups) {
+            let asked = self
+                .table
+                .get_mut(session)
+                .is_some_and(|state| state.control.ask(Ask::Lookup { id, why: LookupFor::User(request) }, now));
+            if !asked {
+                self.event(Event::Found { request, status: Some(FoundStatus::BUSY) });
+            }
+        }
+        self.touch(session);
+    }
+
+    /// Asks the host something on the machine's own behalf; nothing happens if it is away.
+    pub(super) fn ask_host(&mut self, now: Time, what: Ask) {
+        let Some(session) = self.hosts.get(self.active_host).and_then(Host::session) else { return };
+        if let Some(state) = self.table.get_mut(session) {
+            state.control.ask(what, now);
+            self.touch(session);
+        }
+    }
+
+    pub(super) fn on_found(&mut self, now: Time, id: SessionId, req: Req, status: FoundStatus) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Lookup { .. })) else { return };
+        if let Some(secure) = session.secure.as_mut() {
+            secure.answered(asked.first_pn);
+        }
+        session.keepalive.last_answer = now;
+        match asked.what {
+            Ask::Lookup { why: LookupFor::User(request), .. } => {
+                self.event(Event::Found { request, status: Some(status) });
+            }
+            Ask::Lookup { why: LookupFor::Session(waiting), .. } => {
+                if let Some(State::Connecting(connecting)) = self.table.get_mut(waiting).map(|session| &mut session.state) {
+                    connecting.online = match status {
+                        FoundStatus::ONLINE | FoundStatus::ELSEWHERE => Some(true),
+                        FoundStatus::OFFLINE => Some(false),
+                        _ => None,
+                    };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn tell_public_address(&mut self, id: SessionId, observed: Option<SocketAddr>) {
+        let Some(place) = self.table.get(id).and_then(|session| session.host) else { return };
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        if host.public == observed || observed.is_none() {
+            return;
+        }
+        host.public = observed;
+        let (host_id, told) = (host.id, host.up_told);
+        if told {
+            self.event(Event::HostConnected { host: host_id, public: observed });
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Others' registrations with this net (protocol, section 8): PROVE, REGISTER, claims, epochs, leases, LOOKUP.
+use alloc::boxed::Box;
+
+use super::{
+    Net,
+    session::{Guest, Proof, Registering, Role},
+};
+use crate::{
+    config::Config,
+    error::CloseReason,
+    event::{ClaimOutcome, ClaimRequest, Event, Output, SessionId},
+    id::Id,
+    relay::{budget::TokenBucket, registry::{Bound, Registration}},
+    stats::Drop,
+    time::{Duration, Time},
+    wire::frame::{CloseCode, Epoch, FoundStatus, Frame, RegisterStatus, Req},
+};
+
+/// An epoch may be ahead of the host's clock by so much (protocol, section 8).
+const EPOCH_SLACK_MS: u64 = 5 * 60 * 1000;
+/// Longest lease of an ephemeral registration.
+const EPHEMERAL_LEASE: Duration = Duration::from_secs(120);
+
+impl Guest {
+    pub(super) fn new(config: &Config) -> Guest {
+        let bucket = |rate: crate::config::Rate| TokenBucket::new(rate.per_second, rate.burst);
+        let limits = &config.limits;
+        Guest {
+            proven: None,
+            waiting: None,
+            lease: Duration::ZERO,
+            registered: false,
+            lookups: bucket(limits.lookup_rate),
+            errors: bucket(limits.error_rate),
+            out_packets: bucket(limits.relay_packets),
+            out_bytes: bucket(limits.relay_bytes),
+            in_packets: bucket(limits.relay_packets),
+            in_bytes: bucket(limits.relay_bytes),
+        }
+    }
+}
+
+impl Net {
+    pub(super) fn on_prove(&mut self, id: SessionId, public: &[u8; 32], mac: &[u8; 16]) {
+        let guest = || Box::new(Guest::new(&self.config));
+        let Some(session) = self.table.get_mut(id) else { return };
+        // One try: who proves nothing costs one DH and has to make a new session for another.
+        let Some(proof) = session.proof.take() else { return };
+        if let Proof::Expected(check) = *proof
+            && check.verify(public, mac)
+        {
+            session.guest.get_or_insert_with(guest).proven = Some(*public);
+        } else {
+            self.stats.drop(Drop::BadHandshake);
+        }
+    }
+
+    pub(super) fn on_register(&mut self, now: Time, id: SessionId, asked: Registering) {
+        if !self.config.registry {
+            return self.answer_register(id, asked.req, RegisterStatus::NO_REGISTRY, asked.epoch, 0);
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
+        let peer = session.peer;
+        let guest = session.guest.get_or_insert_with(|| Box::new(Guest::new(&self.config)));
+        if guest.waiting.is_some() {
+            // The store has not answered yet; this is the same question once more.
+            return;
+        }
+        let mesh = self.hosts.iter().any(|host| host.id == peer);
+        let allowed = session.role == Role::Responder && !peer.is_reserved() && peer != self.config.id && !mesh;
+        if !allowed || (guest.proven.is_none() && !asked.ephemeral) {
+            return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
+        }
+        if guest.registered {
+            // The claim was checked when this session registered first.
+            return self.bind(now, id, asked);
+        }
+        guest.waiting = Some(asked);
+        let public = if asked.ephemeral { None } else { guest.proven };
+        self.outputs.push_back(Output::Claim(ClaimRequest { session: id, id: peer, public }));
+    }
+
+    pub(super) fn finish_registration(&mut self, now: Time, id: SessionId, outcome: ClaimOutcome) {
+        let Some(asked) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()?.waiting.take()) else {
+            return;
+        };
+        match outcome {
+            ClaimOutcome::Held => self.bind(now, id, asked),
+            ClaimOutcome::Taken { since } => {
+                self.answer_register(id, asked.req, RegisterStatus::CLAIMED, asked.epoch, since);
+            }
+            ClaimOutcome::NotListed => self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0),
+            ClaimOutcome::Failed => self.answer_register(id, asked.req, RegisterStatus::STORE, asked.epoch, 0),
+        }
+        self.touch(id);
+    }
+
+    fn bind(&mut self, now: Time, id: SessionId, asked: Registering) {
+        let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
+        if let Some(unix) = self.unix_ms(now)
+            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
+        {
+            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
+        }
+        let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
+        let lease = Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
+        match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch }) {
+            Bound::Stale(epoch) => return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0),
+            Bound::Full => return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0),
+            Bound::Replaced(older) => {
+                self.end(now, older, CloseReason::Peer(CloseCode::REPLACED.0), Some(CloseCode::REPLACED));
+            }
+            Bound::New | Bound::Refreshed => {}
+        }
+        let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
+        let news = !core::mem::replace(&mut guest.registered, true);
+        guest.lease = lease;
+        let lease_s = u32::try_from(lease.as_secs().max(1)).unwrap_or(u32::MAX);
+        let frame = Frame::Registered {
+            req: asked.req,
+            status: RegisterStatus::OK,
+            epoch: asked.epoch,
+            lease_s,
+            since: 0,
+            path: &[],
+        };
+        self.answer(id, frame);
+        if news {
+            self.event(Event::Registered { id: peer });
+        }
+        self.arm(id);
+    }
+
+    fn answer_register(&mut self, id: SessionId, req: Req, status: RegisterStatus, epoch: Epoch, since: u32) {
+        self.answer(id, Frame::Registered { req, status, epoch, lease_s: 0, since, path: &[] });
+    }
+
+    fn answer(&mut self, id: SessionId, frame: Frame<'static>) {
+        if let Some(session) = self.table.get_mut(id) {
+            session.control.once(frame);
+        }
+        self.touch(id);
+    }
+
+    pub(super) fn on_unregister(&mut self, id: SessionId, req: Req, epoch: Epoch) {
+        let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
+        let ours = self.registry.get(&peer).is_some_and(|there| there.session == id && there.epoch <= epoch);
+        if ours {
+            self.unregister_session(peer, id);
+        }
+        self.answer(id, Frame::Done { req, status: 0 });
+    }
+
+    /// Ends the registration that hangs on this session, if it is still the one that counts.
+    pub(super) fn unregister_session(&mut self, peer: Id, id: SessionId) {
+        if let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) {
+            guest.registered = false;
+        }
+        if self.registry.unbind(&peer, id) {
+            self.event(Event::Unregistered { id: peer });
+        }
+    }
+
+    /// LOOKUP is answered to those who are registered here, and says where, never an address.
+    pub(super) fn on_lookup(&mut self, now: Time, id: SessionId, req: Req, wanted: Id) {
+        let own = self.config.id;
+        let Some(session) = self.table.get_mut(id) else { return };
+        let status = match session.guest.as_mut().filter(|guest| guest.registered) {
+            None => FoundStatus::REFUSED,
+            Some(guest) if !guest.lookups.take(now, 1) => FoundStatus::BUSY,
+            Some(_) if wanted == own || self.registry.get(&wanted).is_some() => FoundStatus::ONLINE,
+            Some(_) => FoundStatus::OFFLINE,
+        };
+        let home = if status == FoundStatus::ONLINE { own } else { Id::ANY };
+        self.answer(id, Frame::Found { req, status, home });
+    }
+}

@@ -1,0 +1,260 @@
+//! What a net keeps of one session.
+//!
+//! ```text
+//!             connect                 RESP ok                 CLOSE, idle, lost
+//!  (nothing) ────────> Connecting ────────────> Up ───────────────────────────> Closing ────> (nothing)
+//!             INIT ok                first packet opens        ^
+//!  (nothing) ────────> HalfOpen ───────────────────────────────┘ (Up)
+//! ```
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
+use core::net::SocketAddr;
+
+use crate::{
+    coap::line::Line,
+    error::CloseReason,
+    event::{RequestId, SessionId},
+    id::Id,
+    relay::budget::TokenBucket,
+    session::{Secure, handshake},
+    time::{Duration, Time},
+    wire::{
+        frame::{Epoch, Frame, Req},
+        packet::Token,
+    },
+};
+
+/// Where packets of a session leave to, or where one came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Inside RELAY frames, in the session with this neighbour.
+    Through(Id),
+}
+
+/// Who opened a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Initiator,
+    Responder,
+}
+
+pub(crate) enum State {
+    Connecting(Box<Connecting>),
+    HalfOpen(Box<HalfOpen>),
+    Up,
+    Closing { until: Time },
+}
+
+/// A handshake that this net started.
+pub(crate) struct Connecting {
+    pub(crate) handshake: handshake::Initiator,
+    /// INIT as it leaves, with the cookie once there is one.
+    pub(crate) init: Vec<u8>,
+    pub(crate) sent: u8,
+    pub(crate) first_sent: Time,
+    pub(crate) next: Time,
+    pub(crate) deadline: Time,
+    /// What the host said when it was asked whether the peer is there.
+    pub(crate) online: Option<bool>,
+}
+
+/// A handshake that a peer started, until its first packet under the new keys.
+pub(crate) struct HalfOpen {
+    pub(crate) stoken: Token,
+    pub(crate) ephemeral: [u8; 32],
+    /// The answer, for INITs that come again.
+    pub(crate) resp: [u8; 104],
+    pub(crate) expires: Time,
+}
+
+pub(crate) struct Session {
+    pub(crate) peer: Id,
+    pub(crate) next_of_peer: Option<u32>,
+    pub(crate) own_token: Token,
+    pub(crate) role: Role,
+    pub(crate) path: Path,
+    pub(crate) state: State,
+    /// The keys; none before RESP.
+    pub(crate) secure: Option<Box<Secure>>,
+    pub(crate) line: Line,
+    pub(crate) control: Control,
+    pub(crate) keepalive: Keepalive,
+    pub(crate) last_heard: Time,
+    /// Initiator: something opened that the peer sealed, so it has our CONFIRM.
+    pub(crate) confirmed: bool,
+    /// This is our session with the host of this place in the list.
+    pub(crate) host: Option<usize>,
+    /// What PROVE needs, on both sides, until the registration stands.
+    pub(crate) proof: Option<Box<Proof>>,
+    pub(crate) guest: Option<Box<Guest>>,
+    pub(crate) max_udp: u16,
+    /// In the list of those that have something to send.
+    pub(crate) dirty: bool,
+    /// The instant that stands in the heap of deadlines for this session.
+    pub(crate) armed: Time,
+}
+
+pub(crate) enum Proof {
+    /// Ours, ready to be sent.
+    Made { public: [u8; 32], mac: [u8; 16] },
+    /// What the peer's will be checked against.
+    Expected(handshake::ProveCheck),
+}
+
+/// What a host keeps of a peer that registers.
+pub(crate) struct Guest {
+    /// The device key that it proved to hold.
+    pub(crate) proven: Option<[u8; 32]>,
+    /// A REGISTER whose claim is with the store.
+    pub(crate) waiting: Option<Registering>,
+    /// Its registration ends then; later with each packet.
+    pub(crate) lease: Duration,
+    pub(crate) registered: bool,
+    pub(crate) lookups: TokenBucket,
+    pub(crate) errors: TokenBucket,
+    pub(crate) out_packets: TokenBucket,
+    pub(crate) out_bytes: TokenBucket,
+    pub(crate) in_packets: TokenBucket,
+    pub(crate) in_bytes: TokenBucket,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Registering {
+    pub(crate) req: Req,
+    pub(crate) ephemeral: bool,
+    pub(crate) epoch: Epoch,
+    pub(crate) lease_s: u32,
+}
+
+/// Control frames on their way out.
+#[derive(Default)]
+pub(crate) struct Control {
+    pub(crate) next_req: u16,
+    /// Those that want an answer.
+    pub(crate) asks: Vec<Asking>,
+    /// Those that leave once.
+    pub(crate) once: VecDeque<Frame<'static>>,
+}
+
+/// Control questions open at once in one session; beyond it a command fails.
+pub(crate) const MAX_ASKS: usize = 32;
+/// Control frames that wait to leave once; beyond it the newest is dropped, and asked for again by its sender.
+pub(crate) const MAX_ONCE: usize = 64;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Asking {
+    pub(crate) req: Req,
+    pub(crate) what: Ask,
+    pub(crate) sent: u8,
+    pub(crate) first_sent: Time,
+    pub(crate) first_pn: u64,
+    /// When it leaves again, or is given up.
+    pub(crate) due: Time,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Ping { user: Option<RequestId>, next_s: u16 },
+    Register { epoch: Epoch, ephemeral: bool, lease_s: u32 },
+    Lookup { id: Id, why: LookupFor },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LookupFor {
+    User(RequestId),
+    /// A handshake that gets no answer.
+    Session(SessionId),
+}
+
+impl Control {
+    /// Notes a question; false when too many are open.
+    pub(crate) fn ask(&mut self, what: Ask, now: Time) -> bool {
+        if self.asks.len() >= MAX_ASKS {
+            return false;
+        }
+        let req = Req(self.next_req);
+        self.next_req = self.next_req.wrapping_add(1);
+        self.asks.push(Asking { req, what, sent: 0, first_sent: now, first_pn: 0, due: now });
+        true
+    }
+
+    /// Takes the question out that an answer with `req` belongs to, if `fits` says that it is of that kind.
+    pub(crate) fn answered(&mut self, req: Req, fits: impl Fn(&Ask) -> bool) -> Option<Asking> {
+        let at = self.asks.iter().position(|ask| ask.req == req && fits(&ask.what))?;
+        Some(self.asks.swap_remove(at))
+    }
+
+    /// Queues a frame. When too many wait it is dropped: whoever wants its answer asks again.
+    pub(crate) fn once(&mut self, frame: Frame<'static>) {
+        if self.once.len() < MAX_ONCE {
+            self.once.push_back(frame);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.asks.is_empty() && self.once.is_empty()
+    }
+
+    pub(crate) fn pinging(&self) -> bool {
+        self.asks.iter().any(|ask| matches!(ask.what, Ask::Ping { user: None, .. }))
+    }
+
+    fn next_due(&self) -> Time {
+        self.asks.iter().map(|ask| ask.due).min().unwrap_or(Time::NEVER)
+    }
+}
+
+/// Who pings when.
+pub(crate) struct Keepalive {
+    /// Ours: the interval now; zero on the responder's side.
+    pub(crate) interval: Duration,
+    /// The last packet of ours that was answered.
+    pub(crate) last_answer: Time,
+    /// Where the peer saw our last ping come from.
+    pub(crate) observed: Option<SocketAddr>,
+    /// The peer forgets or is forgotten after so much silence.
+    pub(crate) silence: Duration,
+}
+
+impl Session {
+    /// The instant at which something is due, whatever it is.
+    pub(crate) fn deadline(&self) -> Time {
+        match &self.state {
+            State::Connecting(connecting) => connecting.next.min(connecting.deadline).min(self.line.next_timeout()),
+            State::HalfOpen(half_open) => half_open.expires,
+            State::Closing { until } => *until,
+            State::Up => self
+                .line
+                .next_timeout()
+                .min(self.control.next_due())
+                .min(self.ping_due())
+                .min(self.last_heard + self.keepalive.silence)
+                .min(self.lease_due()),
+        }
+    }
+
+    pub(crate) fn ping_due(&self) -> Time {
+        if self.keepalive.interval.is_zero() || self.control.pinging() {
+            return Time::NEVER;
+        }
+        self.keepalive.last_answer + self.keepalive.interval
+    }
+
+    pub(crate) fn lease_due(&self) -> Time {
+        match &self.guest {
+            Some(guest) if guest.registered => self.last_heard + guest.lease,
+            _ => Time::NEVER,
+        }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up)
+    }
+}
+
+/// A session that ended, and what has to be told.
+pub(crate) struct Ended {
+    pub(crate) why: CloseReason,
+    pub(crate) tell_peer: Option<u8>,
+}

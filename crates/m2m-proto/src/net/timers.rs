@@ -1,0 +1,145 @@
+//! Deadlines: one entry a session in a heap, the earliest of all that it waits for. An entry that is no longer the
+//! session's own is skipped when its time comes.
+use core::cmp::Reverse;
+
+use super::{
+    Net,
+    session::{Ask, Session, State},
+};
+use crate::{
+    error::CloseReason,
+    event::{Event, SessionId},
+    time::{Duration, Time},
+    wire::frame::CloseCode,
+};
+
+/// A question without an answer for so long, or for four RTOs if that is longer, means that nobody is there.
+const ASK_PATIENCE: Duration = Duration::from_secs(8);
+/// Entries of the past are swept out of the heap when it is so much longer than the table.
+const HEAP_SLACK: usize = 1024;
+
+impl Net {
+    /// Puts the session's next deadline into the heap, if an earlier one does not stand there already.
+    pub(super) fn arm(&mut self, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let deadline = session.deadline();
+        if deadline < session.armed {
+            session.armed = deadline;
+            self.deadlines.push(Reverse((deadline, id)));
+        }
+        if self.deadlines.len() > 4 * self.table.len() + HEAP_SLACK {
+            let table = &self.table;
+            self.deadlines.retain(|Reverse((time, id))| table.get(*id).is_some_and(|session| session.armed == *time));
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Time {
+        let session = self.deadlines.peek().map_or(Time::NEVER, |Reverse((time, _))| *time);
+        session.min(self.next_host_timeout())
+    }
+
+    pub(super) fn run_timers(&mut self, now: Time) {
+        while let Some(Reverse((time, id))) = self.deadlines.peek().copied() {
+            if time > now {
+                break;
+            }
+            self.deadlines.pop();
+            let Some(session) = self.table.get_mut(id).filter(|session| session.armed == time) else { continue };
+            session.armed = Time::NEVER;
+            // A deadline that moved on since it was put here comes again at its new time.
+            if session.deadline() <= now {
+                self.session_timeout(now, id);
+            }
+            self.arm(id);
+        }
+        self.run_hosts(now);
+    }
+
+    fn session_timeout(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        match session.state {
+            State::Connecting(_) => {
+                session.line.handle_timeout(now, &mut self.rng);
+                self.tell_line_events(id);
+                self.send_init(now, id);
+            }
+            State::HalfOpen(_) | State::Closing { .. } => self.forget(now, id),
+            State::Up => self.up_timeout(now, id),
+        }
+    }
+
+    fn up_timeout(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        if now >= session.last_heard + session.keepalive.silence {
+            return self.end(now, id, CloseReason::Idle, Some(CloseCode::DONE));
+        }
+        if now >= session.lease_due() {
+            let peer = session.peer;
+            self.unregister_session(peer, id);
+        }
+        if self.give_up_asks(now, id) {
+            return self.end(now, id, CloseReason::Lost, Some(CloseCode::DONE));
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
+        if now >= session.ping_due() {
+            let next_s = next_s(session);
+            session.control.ask(Ask::Ping { user: None, next_s }, now);
+        }
+        session.line.handle_timeout(now, &mut self.rng);
+        self.tell_line_events(id);
+        self.touch(id);
+    }
+
+    /// Ends the questions that waited too long; true if one of them means that the session is lost.
+    fn give_up_asks(&mut self, now: Time, id: SessionId) -> bool {
+        let Some(session) = self.table.get_mut(id) else { return false };
+        let patience = ASK_PATIENCE.max(4 * session.line.rto());
+        let heard = session.last_heard;
+        let mut failed = alloc::vec::Vec::new();
+        session.control.asks.retain(|ask| {
+            let over = ask.sent > 0 && now >= ask.first_sent + patience;
+            if over {
+                failed.push(*ask);
+            }
+            !over
+        });
+        let mut lost = false;
+        for ask in failed {
+            // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
+            lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. }) && heard <= ask.first_sent;
+            self.ask_failed(ask.what);
+        }
+        lost
+    }
+
+    /// A question of ours will not be answered any more.
+    pub(super) fn ask_failed(&mut self, what: Ask) {
+        match what {
+            Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: None }),
+            Ask::Lookup { why: super::session::LookupFor::User(request), .. } => {
+                self.event(Event::Found { request, status: None });
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops a session that nobody was told of.
+    pub(super) fn forget(&mut self, _now: Time, id: SessionId) {
+        self.table.remove(id);
+    }
+
+    /// The longest ping interval of a session: never so long that its registration could lapse between two.
+    pub(super) fn ping_cap(&self, id: SessionId) -> Duration {
+        let max = self.config.timers.ping_max;
+        let lease = self.table.get(id).and_then(|session| self.hosts.get(session.host?)?.lease);
+        lease.map_or(max, |lease| max.min(lease / 3).max(Duration::from_secs(1)))
+    }
+}
+
+/// What PING says of the next one: the interval rounded up, and a second's grace for the timers of both sides.
+pub(super) fn next_s(session: &Session) -> u16 {
+    match session.keepalive.interval {
+        interval if interval.is_zero() => 0,
+        interval => u16::try_from(interval.as_secs() + 2).unwrap_or(u16::MAX),
+    }
+}

@@ -1,0 +1,257 @@
+//! The way out: frames and messages that are ready together leave in one packet, straight or through a neighbour.
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::{
+    MAX_DATAGRAM, Net, Path,
+    session::{Ask, Asking, Control, Proof, Role, Session},
+};
+use crate::{
+    error::CloseReason,
+    event::{Output, SessionId},
+    id::Id,
+    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, SHORT_OVERHEAD},
+    stats::Drop,
+    time::{Duration, Time},
+    wire::{
+        bundle::PlainWriter,
+        frame::{CloseCode, Frame, RELAY_OVERHEAD, RelayFlags},
+    },
+};
+
+/// Hops that a RELAY frame of ours may make (protocol, section 10).
+pub(super) const HOP_LIMIT: u8 = 16;
+/// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet.
+const RELAY_ROOM: usize = RELAY_OVERHEAD + SHORT_OVERHEAD;
+/// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
+const UNANSWERED: u64 = 1 << 14;
+/// A question is repeated at least so often while it is unanswered, if the round trip allows.
+const ASK_MAX_WAIT: Duration = Duration::from_secs(2);
+
+impl Net {
+    /// Notes that a session may have something to send.
+    pub(super) fn touch(&mut self, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        if !session.dirty && session.is_up() {
+            session.dirty = true;
+            self.dirty.push_back(id);
+        }
+        self.arm(id);
+    }
+
+    /// Sends all that a session has ready.
+    pub(super) fn flush(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        session.dirty = false;
+        while self.send_next(now, id) {}
+        self.arm(id);
+    }
+
+    /// Sends one packet of what a session has ready; false when nothing is.
+    fn send_next(&mut self, now: Time, id: SessionId) -> bool {
+        let mut buffer = self.buffer();
+        let mem = self.mem(now);
+        let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return false };
+        let (path, peer) = (session.path, session.peer);
+        if session.secure.as_ref().is_none_or(|secure| secure.next_pn() >= KEY_LIMIT) {
+            self.end(now, id, CloseReason::KeyLimit, None);
+            return false;
+        }
+        let room = room(session);
+        let Some(secure) = session.secure.as_mut() else { return false };
+        if secure.unanswered() >= UNANSWERED && !session.control.pinging() {
+            let next_s = super::timers::next_s(session);
+            session.control.ask(Ask::Ping { user: None, next_s }, now);
+        }
+        let Some(secure) = session.secure.as_mut() else { return false };
+        secure.begin(&mut buffer);
+        let (pn, rto) = (secure.next_pn(), session.line.rto());
+        let mut plain = PlainWriter::new(&mut buffer, room);
+        if session.role == Role::Initiator && !session.confirmed && has_more(session, now) {
+            plain.push_frame(&Frame::Confirm { mem, resume: None });
+        }
+        let fresh = plain.count();
+        push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
+        while let Some(message) = session.line.peek_message(now) {
+            if !plain.push_message(message) {
+                break;
+            }
+            session.line.message_sent(now, &mut self.rng, pn);
+        }
+        if plain.count() == fresh {
+            self.recycle(buffer);
+            return false;
+        }
+        secure.seal(&mut buffer);
+        self.send_packet(now, path, peer, buffer);
+        true
+    }
+
+    /// Sends one frame by itself, now, to where the caller says.
+    pub(super) fn send_frame(&mut self, now: Time, id: SessionId, path: Path, frame: &Frame<'_>) {
+        let mut buffer = self.buffer();
+        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(secure) = session.secure.as_mut().filter(|secure| secure.next_pn() < KEY_LIMIT) else { return };
+        let peer = session.peer;
+        secure.begin(&mut buffer);
+        frame.encode(&mut buffer);
+        secure.seal(&mut buffer);
+        self.send_packet(now, path, peer, buffer);
+    }
+
+    pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
+        let mut buffer = self.buffer();
+        buffer.extend_from_slice(bytes);
+        self.send_packet(now, path, peer, buffer);
+    }
+
+    fn send_packet(&mut self, now: Time, path: Path, peer: Id, packet: Vec<u8>) {
+        match path {
+            Path::Direct(to) => self.send_datagram(to, packet),
+            Path::Through(neighbour) => {
+                let src = self.config.id;
+                let frame = Frame::Relay { hop_limit: HOP_LIMIT, flags: RelayFlags(0), dst: peer, src, inner: &packet };
+                match self.hop_session(neighbour) {
+                    Some(hop) => self.send_hop(now, hop, &frame),
+                    None => self.stats.drop(Drop::NoRoute),
+                }
+                self.recycle(packet);
+            }
+        }
+    }
+
+    /// Sends a RELAY frame to a neighbour. Neighbours are reached straight: a hop never lies inside another.
+    pub(super) fn send_hop(&mut self, now: Time, hop: SessionId, frame: &Frame<'_>) {
+        match self.table.get(hop).map(|session| session.path) {
+            Some(path @ Path::Direct(_)) => self.send_frame(now, hop, path, frame),
+            _ => self.stats.drop(Drop::NoRoute),
+        }
+    }
+
+    fn send_datagram(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.outputs.len() >= self.config.limits.outputs {
+            self.stats.drop(Drop::OutputFull);
+            return self.recycle(bytes);
+        }
+        self.stats.datagrams_out += 1;
+        self.outputs.push_back(Output::Datagram { to, bytes });
+    }
+
+    /// True if a packet can leave on this path at all now.
+    pub(super) fn can_send(&self, path: &Path) -> bool {
+        match path {
+            Path::Direct(_) => true,
+            Path::Through(neighbour) => self.hop_session(*neighbour).is_some(),
+        }
+    }
+
+    /// The largest CoAP message that fits one packet of this session.
+    pub(super) fn max_message(&self, id: SessionId) -> Option<usize> {
+        self.table.get(id).map(room)
+    }
+
+    /// Ends a session: its user is told, its peer too if `tell` has a code.
+    pub(super) fn end(&mut self, now: Time, id: SessionId, why: CloseReason, tell: Option<CloseCode>) {
+        let Some(session) = self.table.get(id) else { return };
+        let path = session.path;
+        match session.state {
+            super::State::Connecting(_) => return self.fail(now, id, crate::error::ConnectError::Closed),
+            super::State::HalfOpen(_) => return self.forget(now, id),
+            super::State::Closing { .. } => return,
+            super::State::Up => {}
+        }
+        if let Some(code) = tell {
+            // What is ready goes first: an answer given just before the close is not lost by it.
+            self.flush(now, id);
+            self.send_frame(now, id, path, &Frame::Close { code, text: "" });
+        }
+        self.leave(now, id, why);
+        let closing = now + self.config.timers.closing;
+        let Some(session) = self.table.get_mut(id) else { return };
+        if tell.is_none() {
+            self.table.remove(id);
+            return;
+        }
+        session.state = super::State::Closing { until: closing };
+        self.arm(id);
+    }
+
+    /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
+    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let (peer, host) = (session.peer, session.host.take());
+        let asks = core::mem::take(&mut session.control.asks);
+        session.control.once.clear();
+        session.guest = None;
+        let mut line = core::mem::replace(&mut session.line, crate::coap::line::Line::closed());
+        self.drain_line(&mut line, crate::error::RequestError::SessionLost(why));
+        for ask in asks {
+            self.ask_failed(ask.what);
+        }
+        self.unregister_session(peer, id);
+        match host {
+            Some(host) => self.host_lost(now, host, why),
+            None => self.event(crate::event::Event::Closed { session: id, peer, why }),
+        }
+    }
+
+    /// Tells the user of every request that was still open that it has failed.
+    pub(super) fn drain_line(&mut self, line: &mut crate::coap::line::Line, why: crate::error::RequestError) {
+        while let Some(user) = line.take_open() {
+            self.event(crate::event::Event::RequestFailed { request: crate::event::RequestId(user), why });
+        }
+    }
+}
+
+/// Bytes of plaintext that one packet of a session takes.
+fn room(session: &Session) -> usize {
+    let path_room = match session.path {
+        Path::Direct(_) => MAX_DATAGRAM,
+        Path::Through(_) => MAX_DATAGRAM - RELAY_ROOM,
+    };
+    path_room.min(usize::from(session.max_udp)) - MAX_SHORT_OVERHEAD
+}
+
+fn has_more(session: &mut Session, now: Time) -> bool {
+    !session.control.once.is_empty()
+        || session.control.asks.iter().any(|ask| ask.due <= now)
+        || session.line.peek_message(now).is_some()
+}
+
+/// Frames first those that leave once, then the questions that are due.
+fn push_control(control: &mut Control, proof: Option<&Proof>, plain: &mut PlainWriter<'_>, now: Time, pn: u64, rto: Duration) {
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return;
+        }
+        control.once.pop_front();
+    }
+    for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
+        if !push_ask(asking, proof, plain) {
+            return;
+        }
+        if asking.sent == 0 {
+            asking.first_pn = pn;
+            asking.first_sent = now;
+        }
+        let doubled = rto * (1 << u32::from(asking.sent).min(6));
+        asking.sent = asking.sent.saturating_add(1);
+        asking.due = now + doubled.min(ASK_MAX_WAIT).max(rto);
+    }
+}
+
+fn push_ask(asking: &Asking, proof: Option<&Proof>, plain: &mut PlainWriter<'_>) -> bool {
+    let req = asking.req;
+    match asking.what {
+        Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
+        Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
+        Ask::Register { epoch, ephemeral, lease_s } => {
+            if let Some(Proof::Made { public, mac }) = proof
+                && !plain.push_frame(&Frame::Prove { public, mac })
+            {
+                return false;
+            }
+            plain.push_frame(&Frame::Register { req, ephemeral, epoch, lease_s })
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Counters: what came, what went, and why things were dropped.
+use crate::wire::packet::PacketError;
+
+/// Why a packet or a frame was dropped (protocol, section 14). One counter each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// Too short, too long, or fields that cannot be.
+    Malformed,
+    /// Another version of the protocol, the original of 2018 among them.
+    Version,
+    /// A packet type that is unknown, or of no use here.
+    Kind,
+    /// For another id.
+    NotMine,
+    /// A token that no session of ours has.
+    UnknownToken,
+    /// Seen before, or older than the window.
+    Replayed,
+    /// It did not open under the session's keys.
+    BadSeal,
+    /// A handshake message under other keys, or one that fits no handshake.
+    BadHandshake,
+    /// Its source had no budget left.
+    OverBudget,
+    /// No room for another session.
+    TableFull,
+    /// It opened, and held frames that are malformed.
+    BadFrame,
+    /// A RELAY from one who may not.
+    RelayRefused,
+    /// A RELAY to an id that is registered nowhere.
+    NoRoute,
+    /// A RELAY at the end of its hops.
+    HopLimit,
+    /// Too many datagrams waited to leave.
+    OutputFull,
+}
+
+impl Drop {
+    /// Every reason, in the order of the counters.
+    pub const ALL: [Drop; 15] = [
+        Drop::Malformed,
+        Drop::Version,
+        Drop::Kind,
+        Drop::NotMine,
+        Drop::UnknownToken,
+        Drop::Replayed,
+        Drop::BadSeal,
+        Drop::BadHandshake,
+        Drop::OverBudget,
+        Drop::TableFull,
+        Drop::BadFrame,
+        Drop::RelayRefused,
+        Drop::NoRoute,
+        Drop::HopLimit,
+        Drop::OutputFull,
+    ];
+
+    /// The counter's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Drop::Malformed => "malformed",
+            Drop::Version => "version",
+            Drop::Kind => "kind",
+            Drop::NotMine => "not_mine",
+            Drop::UnknownToken => "unknown_token",
+            Drop::Replayed => "replayed",
+            Drop::BadSeal => "bad_seal",
+            Drop::BadHandshake => "bad_handshake",
+            Drop::OverBudget => "over_budget",
+            Drop::TableFull => "table_full",
+            Drop::BadFrame => "bad_frame",
+            Drop::RelayRefused => "relay_refused",
+            Drop::NoRoute => "no_route",
+            Drop::HopLimit => "hop_limit",
+            Drop::OutputFull => "output_full",
+        }
+    }
+
+    pub(crate) fn of_packet(why: PacketError) -> Drop {
+        match why {
+            PacketError::Version(_) => Drop::Version,
+            PacketError::Kind(_) => Drop::Kind,
+            _ => Drop::Malformed,
+        }
+    }
+}
+
+/// Counters of one net since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Datagrams that came.
+    pub datagrams_in: u64,
+    /// Datagrams that left.
+    pub datagrams_out: u64,
+    /// Packets forwarded for others.
+    pub relayed: u64,
+    /// Bytes of them.
+    pub relayed_bytes: u64,
+    /// Handshakes answered with RESP.
+    pub handshakes: u64,
+    /// Handshakes answered with COOKIE.
+    pub cookies: u64,
+    drops: [u64; Drop::ALL.len()],
+}
+
+impl Stats {
+    /// How many were dropped for this reason.
+    pub fn dropped(&self, why: Drop) -> u64 {
+        self.drops.get(why as usize).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn drop(&mut self, why: Drop) {
+        if let Some(count) = self.drops.get_mut(why as usize) {
+            *count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_own_counter() {
+        let mut stats = Stats::default();
+        for (n, why) in Drop::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, n);
+            (0..=n).for_each(|_| stats.drop(why));
+        }
+        for (n, why) in Drop::ALL.into_iter().enumerate() {
+            assert_eq!(stats.dropped(why), n as u64 + 1, "{}", why.name());
+        }
+    }
+}
