@@ -1,1 +1,4 @@
-//! placeholder
+//! m2m on tokio: nets with sockets, clocks and disks.
+#![forbid(unsafe_code)]
+
+pub mod names;
