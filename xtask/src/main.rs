@@ -1,2 +1,97 @@
-//! placeholder
-fn main() {}
+//! The project's recipes: what a developer types and what the checks of a change run are the same code.
+//!
+//! `cargo xtask help` lists them.
+#![forbid(unsafe_code)]
+
+mod fuzz;
+mod purity;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use shell::{Outcome, cargo};
+
+const HELP: &str = "\
+cargo xtask test [STEP...]                 everything a change must pass, or only the steps named
+cargo xtask sim --seeds N [--seed S]       the simulated network: N seeds, or from seed S on
+cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
+cargo xtask bench                          the core's benchmarks
+cargo xtask help                           this text
+
+M2M_INSTALL_DENY=1 lets `test` install cargo-deny when it is missing.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.split_first() {
+        Some((&"test", steps)) => return test::run(steps),
+        Some((&"sim", options)) => sim(options),
+        Some((&"fuzz", options)) => fuzz::run(options),
+        Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
+        Some((&("help" | "--help" | "-h"), _)) | None => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some((recipe, _)) => Err(format!("no such recipe, or too many words after it: {recipe}")),
+    };
+    match done {
+        Ok(Outcome::Passed) => ExitCode::SUCCESS,
+        Ok(Outcome::Skipped(why)) => {
+            println!("skipped: {why}");
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome::Failed(why)) => {
+            eprintln!("failed: {why}");
+            ExitCode::FAILURE
+        }
+        Err(usage) => {
+            eprintln!("{usage}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the simulator in release: an unoptimised one takes minutes where this takes seconds.
+fn sim(options: &[&str]) -> Result<Outcome, String> {
+    let mut command = vec!["run", "--release", "--package", "m2m-sim", "--"];
+    let mut seeds = None;
+    let mut words = options.iter();
+    while let Some(&option) = words.next() {
+        let value = number(option, words.next().copied())?;
+        match option {
+            "--seeds" => seeds = Some(value),
+            "--seed" => {}
+            other => return Err(format!("sim knows no option {other}")),
+        }
+        command.extend([option, value]);
+    }
+    seeds.ok_or("sim needs --seeds N")?;
+    Ok(cargo(&command))
+}
+
+/// The number that an option needs after it, still as text: it goes on to another program.
+fn number<'a>(option: &str, value: Option<&'a str>) -> Result<&'a str, String> {
+    let value = value.ok_or_else(|| format!("{option} needs a number after it"))?;
+    value.parse::<u64>().map_err(|_| format!("{option} needs a number, not {value}"))?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_needs_its_number() {
+        assert_eq!(number("--seeds", Some("12")), Ok("12"));
+        assert!(number("--seeds", None).unwrap_err().contains("--seeds"));
+        assert!(number("--seeds", Some("many")).unwrap_err().contains("many"));
+    }
+
+    #[test]
+    fn sim_refuses_what_it_does_not_know() {
+        assert!(sim(&["--seed", "1"]).is_err());
+        assert!(sim(&["--speed", "1"]).is_err());
+        assert!(sim(&["--seeds"]).is_err());
+    }
+}

@@ -50,6 +50,10 @@ impl Sub<Time> for Time {
 
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Time::NEVER { write!(f, "never") } else { write!(f, "{}.{:06}s", self.0 / 1_000_000, self.0 % 1_000_000) }
+        if *self == Time::NEVER {
+            write!(f, "never")
+        } else {
+            write!(f, "{}.{:06}s", self.0 / 1_000_000, self.0 % 1_000_000)
+        }
     }
 }

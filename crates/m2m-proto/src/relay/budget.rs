@@ -36,7 +36,7 @@ impl Limit {
     }
 }
 
-/// A token bucket that starts full.
+/// A token bucket that starts full. It works for the first 584 years of the caller's clock.
 ///
 /// ```
 /// use m2m_proto::{relay::budget::TokenBucket, time::{Duration, Time}};
@@ -51,8 +51,8 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// `rate` tokens come back each second, up to `burst`. A rate of 0 refuses everything. Above 1,000,000 a second
-    /// the rounding of a token's time to nanoseconds makes the rate up to rate/10^9 of itself lower.
+    /// `rate` tokens come back each second, up to `burst`. A rate of 0 refuses everything. A
+    /// token's time is rounded up to nanoseconds, which makes a rate lower by at most rate / 10^9 of itself.
     pub fn new(rate: u32, burst: u32) -> TokenBucket {
         TokenBucket { limit: Limit::new(rate, burst), full_at: 0 }
     }
@@ -137,7 +137,8 @@ fn siphash_1_3(secret: u64, kind: u64, word: u64) -> u64 {
         k0 ^ 0x6c79_6765_6e65_7261,
         k1 ^ 0x7465_6462_7974_6573,
     ];
-    for word in [kind, word] {
+    // The last word holds the length in bytes.
+    for word in [kind, word, 16 << 56] {
         v[3] ^= word;
         sip_round(&mut v);
         v[0] ^= word;
@@ -158,4 +159,192 @@ fn sip_round(v: &mut [u64; 4]) {
     v[2] = v[2].wrapping_add(v[1]);
     v[1] = v[1].rotate_left(17) ^ v[2];
     v[2] = v[2].rotate_left(32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use core::{mem::size_of, time::Duration};
+    use proptest::{collection::vec as many, prelude::*};
+
+    fn at(micros: u64) -> Time {
+        Time::from_micros(micros)
+    }
+
+    fn key(address: &str) -> u64 {
+        source_key(address.parse().unwrap(), 0x0123_4567_89AB_CDEF)
+    }
+
+    #[test]
+    fn a_bucket_is_small() {
+        assert!(size_of::<TokenBucket>() <= 16);
+    }
+
+    #[test]
+    fn the_whole_burst_is_there_at_once() {
+        // Rates that do not divide a second round a token's time up; the burst must not suffer from it.
+        for rate in [1, 3, 7, 50, 999, 1 << 20] {
+            let mut bucket = TokenBucket::new(rate, 100);
+            assert!((0..100).all(|_| bucket.take(Time::ZERO, 1)), "{rate}");
+            assert!(!bucket.take(Time::ZERO, 1), "{rate}");
+        }
+    }
+
+    #[test]
+    fn tokens_come_back_at_the_rate() {
+        let mut bucket = TokenBucket::new(50, 100);
+        assert!(bucket.take(at(5), 100));
+        assert!(!bucket.take(at(20_004), 1));
+        assert!(bucket.take(at(20_005), 1));
+        assert!(bucket.take(at(1_000_005), 49) && !bucket.take(at(1_000_005), 1));
+        // Never more than the burst, however long nobody asks.
+        assert!(bucket.take(at(1 << 50), 100) && !bucket.take(at(1 << 50), 1));
+    }
+
+    #[test]
+    fn a_refusal_takes_nothing() {
+        let mut bucket = TokenBucket::new(1, 10);
+        assert!(!bucket.take(Time::ZERO, 11));
+        assert!(bucket.take(Time::ZERO, 4) && !bucket.take(Time::ZERO, 7) && bucket.take(Time::ZERO, 6));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let mut bucket = TokenBucket::new(1, 10);
+        assert!(bucket.take(Time::ZERO, 10));
+        bucket.give_back(3);
+        assert!(bucket.take(Time::ZERO, 3) && !bucket.take(Time::ZERO, 1));
+        bucket.give_back(u32::MAX);
+        assert!(bucket.take(Time::ZERO, 10) && !bucket.take(Time::ZERO, 1));
+    }
+
+    #[test]
+    fn no_rate_and_no_burst_refuse_everything() {
+        for mut bucket in [TokenBucket::new(0, 10), TokenBucket::new(10, 0)] {
+            assert!(!bucket.take(Time::ZERO, 1) && !bucket.take(at(1 << 50), 1));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_frees_nothing() {
+        let mut bucket = TokenBucket::new(10, 10);
+        assert!(bucket.take(at(5_000_000), 10));
+        assert!(!bucket.take(at(1_000_000), 1) && !bucket.take(Time::ZERO, 1));
+        assert!(bucket.take(at(5_100_000), 1));
+    }
+
+    #[test]
+    fn the_extremes_do_not_overflow() {
+        let mut bucket = TokenBucket::new(1, u32::MAX);
+        assert!(bucket.take(Time::ZERO, u32::MAX) && !bucket.take(Time::ZERO, u32::MAX));
+        assert!(!bucket.take(Time::NEVER, 1), "beyond the range of the clock nothing is allowed");
+        let mut bucket = TokenBucket::new(u32::MAX, u32::MAX);
+        assert!(bucket.take(Time::ZERO, u32::MAX) && !bucket.take(Time::ZERO, 1));
+    }
+
+    #[test]
+    fn the_table_keeps_sources_apart() {
+        let mut table = BucketTable::new(4096, 50, 100);
+        let (one, other) = (key("192.0.2.1:1"), key("198.51.100.1:1"));
+        assert!(table.take(one, Time::ZERO, 100) && !table.take(one, Time::ZERO, 1));
+        assert!(table.take(other, Time::ZERO, 100));
+        table.give_back(one, 1);
+        assert!(table.take(one, Time::ZERO, 1) && !table.take(one, Time::ZERO, 1));
+    }
+
+    #[test]
+    fn colliding_sources_share_a_bucket() {
+        let mut table = BucketTable::new(3, 1, 1);
+        assert!(table.take(1, Time::ZERO, 1), "rounded up to 4 buckets");
+        assert!(!table.take(5, Time::ZERO, 1) && table.take(4, Time::ZERO, 1));
+        let mut single = BucketTable::new(0, 1, 1);
+        assert!(single.take(7, Time::ZERO, 1) && !single.take(8, Time::ZERO, 1));
+    }
+
+    #[test]
+    fn a_source_is_a_prefix_without_port() {
+        assert_eq!(key("192.0.2.1:1"), key("192.0.2.254:65535"));
+        assert_ne!(key("192.0.2.1:1"), key("192.0.3.1:1"));
+        assert_eq!(key("[::ffff:192.0.2.9]:1"), key("192.0.2.1:1"));
+        assert_eq!(key("[2001:db8:0:1::1]:1"), key("[2001:db8:0:1:ffff::2]:2"));
+        assert_ne!(key("[2001:db8:0:1::1]:1"), key("[2001:db8:0:2::1]:1"));
+        // The v6 prefix whose number is that of the v4 one.
+        assert_ne!(key("[0:0:c0:2::]:1"), key("192.0.2.1:1"));
+    }
+
+    #[test]
+    fn the_key_is_siphash_1_3() {
+        // The values of another implementation, under the all-zero key.
+        assert_eq!(source_key("192.0.2.1:1".parse().unwrap(), 0), 0x9C5D_1F4F_99E8_8EE6);
+        assert_eq!(source_key("[2001:db8:0:1::1]:1".parse().unwrap(), 0), 0x6436_730E_6796_7AE0);
+    }
+
+    #[test]
+    fn the_key_depends_on_the_secret() {
+        let address = "192.0.2.1:1".parse().unwrap();
+        let keys: Vec<u64> = (0..64).map(|bit| source_key(address, 1 << bit)).collect();
+        let mut apart = keys.clone();
+        apart.sort_unstable();
+        apart.dedup();
+        assert_eq!(apart.len(), keys.len());
+        assert_ne!(neighbour_key(&Id([1; 16]), 1), neighbour_key(&Id([1; 16]), 2));
+    }
+
+    #[test]
+    fn neighbours_differ_by_every_byte() {
+        let base = neighbour_key(&Id([0; 16]), 9);
+        for byte in 0..16 {
+            let mut id = [0; 16];
+            id[byte] = 1;
+            assert_ne!(neighbour_key(&Id(id), 9), base, "{byte}");
+        }
+    }
+
+    #[test]
+    fn neighbouring_prefixes_spread_over_the_table() {
+        // 4,096 balls into 4,096 bins fill 63 % of them if the hash is as good as chance; a hash that keeps the
+        // order of the prefixes would fill all, a poor one few.
+        let address = |n: u32| SocketAddr::new(IpAddr::from((n << 8).to_be_bytes()), 1);
+        let mut slots: Vec<u64> = (0..4096).map(|n| source_key(address(n), 42) & 4095).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert!((2450..2750).contains(&slots.len()), "{}", slots.len());
+    }
+
+    proptest! {
+        #[test]
+        fn no_window_gives_more_than_burst_and_rate(
+            rate in 1..3_000_000u32, burst in 1..100_000u32,
+            asks in many((0..200_000u64, 1..5_000u32), 1..120),
+        ) {
+            let mut bucket = TokenBucket::new(rate, burst);
+            let mut now = Time::ZERO;
+            let mut taken = Vec::new();
+            for (pause, n) in asks {
+                now = now + Duration::from_micros(pause);
+                if bucket.take(now, n) {
+                    taken.push((now.as_micros(), u128::from(n)));
+                }
+            }
+            for (first, (start, _)) in taken.iter().enumerate() {
+                let mut sum = 0;
+                for (end, n) in &taken[first..] {
+                    sum += n;
+                    // In millionths of a token, so that nothing is rounded.
+                    let allowed = u128::from(burst) * 1_000_000 + u128::from(rate) * u128::from(end - start);
+                    prop_assert!(sum * 1_000_000 <= allowed, "{sum} tokens from {start} to {end} us");
+                }
+            }
+        }
+
+        #[test]
+        fn whoever_keeps_to_the_rate_is_never_refused(rate in 1..1_000u32, burst in 1..100u32) {
+            let mut bucket = TokenBucket::new(rate, burst);
+            let pause = 1_000_000u64.div_ceil(rate.into());
+            for step in 0..300 {
+                prop_assert!(bucket.take(at(step * pause), 1), "step {step}");
+            }
+        }
+    }
 }

@@ -14,6 +14,10 @@ use core::{fmt, net::SocketAddr};
 mod code;
 mod decode;
 mod encode;
+#[cfg(test)]
+pub(super) mod sample;
+#[cfg(test)]
+pub(super) mod vectors;
 
 pub use code::{
     CloseCode, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req, ShortId,
@@ -336,3 +340,143 @@ impl fmt::Display for FrameError {
 }
 
 impl core::error::Error for FrameError {}
+
+#[cfg(test)]
+mod tests {
+    use super::{sample::material, *};
+    use alloc::{format, string::String, vec};
+    use proptest::{collection::vec as bytes, prelude::*};
+
+    const ONE: Id = Id([1; 16]);
+    const TWO: Id = Id([2; 16]);
+    const INNER: [u8; 24] = [0x41; 24];
+
+    fn encoded(frame: &Frame<'_>) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame.encode(&mut out);
+        out
+    }
+
+    #[test]
+    fn relay_adds_35_bytes() {
+        assert_eq!(RELAY_OVERHEAD, 35);
+        let relay = Frame::Relay { hop_limit: 16, flags: RelayFlags(0), dst: TWO, src: ONE, inner: &INNER };
+        assert_eq!(relay.encoded_len(), RELAY_OVERHEAD + INNER.len());
+    }
+
+    #[test]
+    fn kinds_of_later_versions_are_kept_by_number() {
+        for kind in (0x1B..=0x3E).chain(0x80..=0xFF) {
+            assert_eq!(Frame::decode(&[kind, 1, 2]), Ok(Frame::Unknown(kind)));
+        }
+    }
+
+    #[test]
+    fn bundles_and_messages_are_no_frames() {
+        assert_eq!(Frame::decode(&[]), Err(FrameError::Empty));
+        assert_eq!(Frame::decode(&[0x3F, 1, 0]), Err(FrameError::Nested));
+        for first in 0x40..=0x7F {
+            assert_eq!(Frame::decode(&[first, 1, 0, 0]), Err(FrameError::NotAFrame));
+        }
+    }
+
+    #[test]
+    fn close_text_is_cut_between_characters() {
+        let long: String = "a".repeat(63) + "\u{e9}\u{e9}";
+        let close = Frame::Close { code: CloseCode::DONE, text: &long };
+        let sent = encoded(&close);
+        assert_eq!(sent.len(), 2 + 63);
+        assert_eq!(close.encoded_len(), sent.len());
+
+        // A peer that sends more than it may is read up to the limit.
+        let mut received = vec![kind::CLOSE, 0];
+        received.extend_from_slice(long.as_bytes());
+        let text = &long[..63];
+        assert_eq!(Frame::decode(&received), Ok(Frame::Close { code: CloseCode::DONE, text }));
+    }
+
+    #[test]
+    fn close_text_must_be_utf8() {
+        let decode = |text: &[u8]| Frame::decode(&[&[kind::CLOSE, 0], text].concat()).map(|_| ());
+        assert_eq!(decode(&[0xC3, 0x28]), Err(FrameError::Value));
+        // Half a character at the end of a text that was not cut.
+        assert_eq!(decode(&[b'a', 0xC3]), Err(FrameError::Value));
+        assert_eq!(decode(&[[0xFF; 1].as_slice(), &[b'a'; 80]].concat()), Err(FrameError::Value));
+    }
+
+    #[test]
+    fn lists_that_are_too_long_are_cut() {
+        let path = [[7; 4]; 9];
+        let (req, status, epoch) = (Req(1), RegisterStatus::OK, Epoch(1));
+        let sent = encoded(&Frame::Registered { req, status, epoch, lease_s: 1, since: 0, path: &path });
+        let Ok(Frame::Registered { path: read, .. }) = Frame::decode(&sent) else { panic!("{sent:?}") };
+        assert_eq!(read, &path[..8]);
+        let sent = encoded(&Frame::Drain { reconnect_s: 1, try_s: 1, hosts: &[[7; 16]; 300] });
+        let Ok(Frame::Drain { hosts, .. }) = Frame::decode(&sent) else { panic!("drain") };
+        assert_eq!(hosts.len(), 255);
+    }
+
+    #[test]
+    fn relay_without_a_whole_packet_is_malformed() {
+        let relay =
+            |inner| encoded(&Frame::Relay { hop_limit: 1, flags: RelayFlags(0), dst: ONE, src: TWO, inner });
+        assert_eq!(Frame::decode(&relay(&[0x43; MIN_INNER - 1])), Err(FrameError::Truncated));
+        assert!(Frame::decode(&relay(&[0x43; MIN_INNER])).is_ok());
+    }
+
+    #[test]
+    fn keys_do_not_show_in_debug() {
+        let key = KeyBytes::new(&[0xAB; 16]).unwrap();
+        let text = format!("{:?}", Frame::NetKey { req: Req(1), key_id: 1, mac: &[0; 16], key });
+        assert!(text.contains("(16 bytes)") && !text.contains("171"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes(material in material()) {
+            let frame = material.frame();
+            let bytes = encoded(&frame);
+            prop_assert_eq!(bytes.len(), frame.encoded_len());
+            prop_assert_eq!(bytes[0], frame.kind());
+            prop_assert_eq!(Frame::decode(&bytes), Ok(frame));
+        }
+
+        #[test]
+        fn more_than_this_version_knows_is_ignored(material in material(), more in bytes(any::<u8>(), 1..40)) {
+            let frame = material.frame();
+            // The two whose last field runs to the end have no beyond.
+            prop_assume!(!matches!(frame, Frame::Relay { .. } | Frame::Close { .. }));
+            let longer = [encoded(&frame), more].concat();
+            prop_assert_eq!(Frame::decode(&longer), Ok(frame));
+        }
+
+        #[test]
+        fn what_is_cut_short_is_malformed(material in material(), cut in any::<prop::sample::Index>()) {
+            let frame = material.frame();
+            prop_assume!(!matches!(frame, Frame::Relay { .. } | Frame::Close { .. }));
+            let bytes = encoded(&frame);
+            prop_assume!(bytes.len() > 1);
+            let cut = 1 + cut.index(bytes.len() - 1);
+            prop_assert_eq!(Frame::decode(&bytes[..cut]), Err(FrameError::Truncated));
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(material in material(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+            let mut bytes = encoded(&material.frame());
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            // What still decodes must be written back no longer than it was.
+            if let Ok(frame) = Frame::decode(&bytes) {
+                prop_assert!(encoded(&frame).len() <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in bytes(any::<u8>(), 0..1300)) {
+            if let Ok(frame) = Frame::decode(&bytes) {
+                let again = encoded(&frame);
+                prop_assert_eq!(Frame::decode(&again), Ok(frame));
+            }
+        }
+    }
+}
