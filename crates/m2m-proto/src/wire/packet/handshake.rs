@@ -88,6 +88,11 @@ impl<'a> Init<'a> {
         bytes
     }
 
+    /// Turns the bytes of an INIT into those of one with cookie, once the cookie is appended.
+    pub fn set_cookie_flag(bytes: &mut [u8; Init::LEN_WITH_COOKIE]) {
+        bytes[1] |= FLAG_COOKIE;
+    }
+
     fn encode_header(&self, flags: u8, w: &mut Writer<'_>) {
         Header { flags, dst: self.dst, src: self.src }.encode(kind::INIT, w);
         w.u32(self.stoken.value()).u16(self.key_id.0).u8(self.suites.0).u8(0);
