@@ -12,6 +12,8 @@
 //! both sides hash the responder's real id between the messages, so that the one who answered is bound as well.
 pub mod cookie;
 mod noise;
+#[cfg(test)]
+mod vectors;
 
 use core::fmt;
 

@@ -174,6 +174,12 @@ impl Root {
         (SealKey::derive(suite, own), OpenKey::derive(suite, peers))
     }
 
+    /// The bytes, for the published vectors.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// What a new session names to take over from the one with this root.
     pub fn resume_tag(&self) -> [u8; 8] {
         *expand(&self.0, &[b"m2m/1 resume"])

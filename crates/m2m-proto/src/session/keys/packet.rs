@@ -63,6 +63,17 @@ impl SealKey {
         self.0.suite()
     }
 
+    /// Key, IV and mask key, for the published vectors.
+    #[cfg(test)]
+    pub(in crate::session) fn raw(&self) -> [alloc::vec::Vec<u8>; 3] {
+        match &self.0 {
+            PacketKey::Aes128Gcm(raw) | PacketKey::Aes128Ccm8(raw) => {
+                [raw.key.into(), raw.iv.into(), raw.hp.into()]
+            }
+            PacketKey::Aes256Gcm(raw) => [raw.key.into(), raw.iv.into(), raw.hp.into()],
+        }
+    }
+
     /// Makes the round keys.
     pub fn expand(&self) -> SealCipher {
         SealCipher(self.0.expand())
@@ -237,7 +248,6 @@ struct Cipher {
     aead: Aead,
 }
 
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack, or once for each busy session")]
 enum Aead {
     Aes128Gcm { aead: Gcm128, hp: Aes128Enc },
     Aes256Gcm { aead: Gcm256, hp: Aes256Enc },
