@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use handshake::Established;
-use keys::{OpenKey, Role, Root, SealKey, ShortHeader};
+use keys::{OpenKey, Root, SealKey, ShortHeader};
 use pn::Pn;
 use replay::{Verdict, Window};
 
@@ -66,10 +66,13 @@ impl Secure {
 
     /// Seals what [`Secure::begin`] and the caller wrote. The packet number is spent, whatever happens to the packet.
     pub fn seal(&mut self, buffer: &mut Vec<u8>) {
-        let header = ShortHeader { key_phase: false, token: self.peer_token, pn: self.next_pn, pn_len: self.pn_len() };
+        let header =
+            ShortHeader { key_phase: false, token: self.peer_token, pn: self.next_pn, pn_len: self.pn_len() };
         buffer.resize(buffer.len() + self.seal.suite().tag_len(), 0);
         self.next_pn = Pn(self.next_pn.0 + 1);
-        self.seal.seal_in_place(&header, buffer).expect("the buffer begins with a header and holds a byte of plaintext");
+        self.seal
+            .seal_in_place(&header, buffer)
+            .expect("the buffer begins with a header and holds a byte of plaintext");
     }
 
     /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window.
@@ -107,4 +110,3 @@ impl Secure {
         self.next_pn.len_on_wire(self.answered)
     }
 }
-

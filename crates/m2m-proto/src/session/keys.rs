@@ -76,6 +76,12 @@ impl NetKey {
         PairKey(*expand(&self.prk, &[b"m2m/1 peer", &initiator.0, &responder.0]))
     }
 
+    /// An ephemeral secret: from random bytes, this key and a counter, so that a generator that repeats itself, on this
+    /// net or on two of the same image, repeats no ephemeral.
+    pub fn ephemeral(&self, random: &[u8; 32], counter: u64) -> [u8; 32] {
+        *expand(&extract(&self.prk, &[random]), &[b"m2m/1 ephemeral", &counter.to_be_bytes()])
+    }
+
     /// A secret for one other purpose; `label` must not be one that this module uses.
     pub fn derive(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
         expand(&self.prk, &[label])

@@ -65,7 +65,11 @@ impl<'a> Iterator for Elements<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let bytes = if self.bundled { next_bundled(&mut self.rest).ok()? } else { self.rest.bytes(self.rest.remaining()).ok()? };
+        let bytes = if self.bundled {
+            next_bundled(&mut self.rest).ok()?
+        } else {
+            self.rest.bytes(self.rest.remaining()).ok()?
+        };
         element(bytes).ok()
     }
 }
