@@ -97,7 +97,7 @@ impl Net {
     }
 
     pub(super) fn caps(&self) -> Caps {
-        Caps(u8::from(self.config.registry) * CAP_REGISTRY | u8::from(self.config.relay) * CAP_RELAY)
+        Caps((u8::from(self.config.registry) * CAP_REGISTRY) | (u8::from(self.config.relay) * CAP_RELAY))
     }
 
     /// Sends INIT, again or for the first time, and sets the next time; ends a handshake whose time is over.
