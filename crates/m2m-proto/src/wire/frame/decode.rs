@@ -68,28 +68,28 @@ fn relay_frame<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError
             path: path(r)?,
         },
         kind::UNREGISTER => Frame::Unregister { req: req(r)?, epoch: epoch(r)? },
-        kind::LOOKUP => Frame::Lookup { req: req(r)?, id: id(r)? },
-        kind::FOUND => Frame::Found { req: req(r)?, status: FoundStatus(r.u8()?), home: id(r)? },
+        kind::LOOKUP => Frame::Lookup { req: req(r)?, id: r.id()? },
+        kind::FOUND => Frame::Found { req: req(r)?, status: FoundStatus(r.u8()?), home: r.id()? },
         kind::RELAY => Frame::Relay {
             hop_limit: r.u8()?,
             flags: RelayFlags(r.u8()?),
-            dst: id(r)?,
-            src: id(r)?,
+            dst: r.id()?,
+            src: r.id()?,
             inner: inner(r.rest())?,
         },
         kind::ERROR => {
             let (code, _flags) = (ErrorCode(r.u8()?), r.u8()?);
-            Frame::Error { code, dst: id(r)?, src: id(r)?, packet: *r.array()? }
+            Frame::Error { code, dst: r.id()?, src: r.id()?, packet: *r.array()? }
         }
         kind::LABEL_BIND => {
-            Frame::LabelBind { req: req(r)?, label: Label(r.u32()?), dst: id(r)?, src: id(r)? }
+            Frame::LabelBind { req: req(r)?, label: Label(r.u32()?), dst: r.id()?, src: r.id()? }
         }
         kind::LABEL_BOUND => Frame::LabelBound { req: req(r)?, label: Label(r.u32()?) },
         kind::LABEL_UNBIND => Frame::LabelUnbind { label: Label(r.u32()?) },
-        kind::MOVED => Frame::Moved { id: id(r)?, host: id(r)?, epoch: epoch(r)? },
+        kind::MOVED => Frame::Moved { id: r.id()?, host: r.id()?, epoch: epoch(r)? },
         kind::DRAIN => Frame::Drain { reconnect_s: r.u16()?, try_s: r.u16()?, hosts: hosts(r)? },
         kind::NETKEY => Frame::NetKey { req: req(r)?, key_id: r.u16()?, mac: r.array()?, key: key(r)? },
-        kind::UNBIND => Frame::Unbind { id: id(r)?, epoch: epoch(r)? },
+        kind::UNBIND => Frame::Unbind { id: r.id()?, epoch: epoch(r)? },
         other => Frame::Unknown(other),
     })
 }
@@ -100,10 +100,6 @@ fn req(r: &mut Reader<'_>) -> Result<Req, Truncated> {
 
 fn epoch(r: &mut Reader<'_>) -> Result<Epoch, Truncated> {
     r.u64().map(Epoch)
-}
-
-fn id(r: &mut Reader<'_>) -> Result<Id, Truncated> {
-    r.array().copied().map(Id)
 }
 
 /// family 1, port 2, ip 4 or 16. A family of a later version cannot be skipped, for its length is unknown.
@@ -124,7 +120,7 @@ fn address(r: &mut Reader<'_>) -> Result<Option<SocketAddr>, FrameError> {
 /// length 1, key.
 fn key<'a>(r: &mut Reader<'a>) -> Result<KeyBytes<'a>, FrameError> {
     let len = r.u8()?;
-    KeyBytes::new(r.take(len.into())?).ok_or(FrameError::Value)
+    KeyBytes::new(r.bytes(len.into())?).ok_or(FrameError::Value)
 }
 
 /// count 1, short ids 4 each.
@@ -133,13 +129,13 @@ fn path<'a>(r: &mut Reader<'a>) -> Result<&'a [ShortId], FrameError> {
     if count > MAX_PATH {
         return Err(FrameError::Value);
     }
-    Ok(r.take(4 * count)?.as_chunks().0)
+    Ok(r.bytes(4 * count)?.as_chunks().0)
 }
 
 /// count 1, ids 16 each.
 fn hosts<'a>(r: &mut Reader<'a>) -> Result<&'a [[u8; Id::LEN]], FrameError> {
     let count = usize::from(r.u8()?);
-    Ok(r.take(Id::LEN * count)?.as_chunks().0)
+    Ok(r.bytes(Id::LEN * count)?.as_chunks().0)
 }
 
 /// A relay quotes the last 8 bytes of what it drops: nothing shorter than the shortest packet may get that far.
