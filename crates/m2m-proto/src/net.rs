@@ -63,6 +63,8 @@ use session::{Ask, State};
 
 /// The largest UDP payload (protocol, section 3).
 pub const MAX_DATAGRAM: usize = 1200;
+/// Nobody may take less than this (protocol, section 3.1); one who says so is refused.
+const MIN_MAX_UDP: u16 = 256;
 /// Buffers kept for the next packets.
 const POOL: usize = 64;
 /// Sources that are told apart when INITs are budgeted.
