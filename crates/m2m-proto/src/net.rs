@@ -393,6 +393,9 @@ impl Net {
     /// Measures the round trip to a peer; the answer is [`Event::Pong`].
     pub fn ping(&mut self, now: Time, session: SessionId, id: RequestId) -> Result<(), CommandError> {
         let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
+        if matches!(state.state, State::Closing { .. }) {
+            return Err(CommandError::Closed);
+        }
         let next_s = timers::next_s(state);
         if !state.control.ask(Ask::Ping { user: Some(id), next_s }, now) {
             return Err(CommandError::QueueFull);
