@@ -149,10 +149,11 @@ impl Net {
     }
 }
 
-/// What PING says of the next one: the interval rounded up, and a second's grace for the timers of both sides.
+/// What PING says of the next one: the interval as it will be once this one is answered, rounded up, and a second's
+/// grace for the timers of both sides.
 pub(super) fn next_s(session: &Session) -> u16 {
     match session.keepalive.interval {
         interval if interval.is_zero() => 0,
-        interval => u16::try_from(interval.as_secs() + 2).unwrap_or(u16::MAX),
+        interval => u16::try_from((interval + interval / 4).as_secs() + 2).unwrap_or(u16::MAX),
     }
 }
