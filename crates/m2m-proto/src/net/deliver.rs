@@ -40,14 +40,7 @@ impl Net {
         };
         match session.state {
             State::HalfOpen(_) => self.confirm(now, id, origin),
-            State::Closing { .. } => {
-                return self.send_frame(
-                    now,
-                    id,
-                    origin.path(),
-                    &Frame::Close { code: CloseCode::DONE, text: "" },
-                );
-            }
+            State::Closing { .. } => return self.answer_closed(now, id, origin, plain),
             _ => {}
         }
         let Some(session) = self.table.get_mut(id) else { return };
@@ -65,6 +58,16 @@ impl Net {
         }
         self.touch(id);
         self.arm(id);
+    }
+
+    /// A packet for a session that was closed here: its sender is told again, unless it says the same. Two that closed
+    /// at once would tell each other until both forgot.
+    fn answer_closed(&mut self, now: Time, id: SessionId, origin: Origin, plain: &[u8]) {
+        let is_close = |element| matches!(element, Element::Frame(Frame::Close { .. }));
+        let Ok(mut elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        if !elements.any(is_close) {
+            self.send_frame(now, id, origin.path(), &Frame::Close { code: CloseCode::DONE, text: "" });
+        }
     }
 
     fn on_message(&mut self, now: Time, id: SessionId, bytes: &[u8]) {
