@@ -47,14 +47,20 @@ impl Net {
         session.last_heard = now;
         session.confirmed = true;
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        let mut challenge = None;
         for element in elements {
             if self.table.get(id).is_none_or(|session| !session.is_up()) {
                 return;
             }
             match element {
                 Element::Message(message) => self.on_message(now, id, message),
+                Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
                 Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
             }
+        }
+        if let Some(data) = challenge {
+            // One for a packet: its source may be forged, and whoever lives there must not get more than was sent.
+            self.send_frame(now, id, origin.path(), &Frame::PathResponse(data));
         }
         self.touch(id);
         self.arm(id);
@@ -117,10 +123,9 @@ impl Net {
 
     fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
         match *frame {
-            Frame::Pad | Frame::Confirm { .. } | Frame::PathResponse(_) => {}
+            Frame::Pad | Frame::Confirm { .. } | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
-            Frame::PathChallenge(data) => self.send_frame(now, id, origin.path(), &Frame::PathResponse(data)),
             Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
             Frame::Prove { public, mac } => self.on_prove(id, public, mac),
             Frame::Register { req, ephemeral, epoch, lease_s } => {
