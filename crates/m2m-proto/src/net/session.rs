@@ -101,6 +101,8 @@ pub(crate) enum Proof {
 pub(crate) struct Guest {
     /// The device key that it proved to hold.
     pub(crate) proven: Option<[u8; 32]>,
+    /// The store holds its claim. An ephemeral registration has none.
+    pub(crate) claimed: bool,
     /// A REGISTER whose claim is with the store.
     pub(crate) waiting: Option<Registering>,
     /// Its registration ends then; later with each packet.
