@@ -333,6 +333,10 @@ impl Net {
         host.next_address = host.next_address.wrapping_add(1);
         // A session that stood and is gone is tried again at once; one that never stood waits longer each time.
         let wait = match (why, was_registered) {
+            // Another net has our id and our device key: two that come back at once would drive each other out for ever.
+            (HostLoss::Session(CloseReason::Peer(code)), _) if CloseCode(code) == CloseCode::REPLACED => {
+                self.config.timers.host_retry_max
+            }
             (HostLoss::Session(_), true) => Duration::from_millis(100),
             _ => host.backoff,
         };
