@@ -42,6 +42,9 @@ pub struct HostConfig {
 }
 
 pub(super) struct Host {
+    /// Whom handshakes are for: as the caller named it.
+    wanted: Id,
+    /// Who it is, or was last.
     pub(super) id: Id,
     key: PeerKey,
     addresses: Vec<SocketAddr>,
@@ -106,6 +109,7 @@ impl Net {
             return Err(CommandError::TableFull);
         }
         self.hosts.push(Host {
+            wanted: host.id,
             id: host.id,
             key: host.key,
             addresses: host.addresses,
@@ -205,7 +209,7 @@ impl Net {
     fn open_host_session(&mut self, now: Time, address: SocketAddr) {
         let place = self.active_host;
         let Some(host) = self.hosts.get(place) else { return };
-        let (id, key) = (host.id, host.key.clone());
+        let (id, key) = (host.wanted, host.key.clone());
         let started = self.start_handshake(now, id, &key, Path::Direct(address), Some(place));
         let Some(host) = self.hosts.get_mut(place) else { return };
         match started {
