@@ -390,12 +390,14 @@ impl Net {
     }
 
     fn wake_waiting(&mut self, now: Time, place: usize) {
-        let waiting =
-            self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        let (neighbour, waiting) = (host.id, core::mem::take(&mut host.waiting));
         for id in waiting {
             if let Some(session) = self.table.get_mut(id)
                 && let State::Connecting(connecting) = &mut session.state
             {
+                // The host's id may be news: it was named by its address, or another one is there now.
+                session.path = Path::Through(neighbour);
                 connecting.next = now;
                 self.send_init(now, id);
             }
