@@ -178,6 +178,7 @@ impl Net {
             session.line.add_round_trip(rtt);
         }
         session.keepalive.last_answer = now;
+        self.host_answered(now, id, asked.first_sent);
         match asked.what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: Some(rtt) }),
             _ => self.grow_ping(id, observed),

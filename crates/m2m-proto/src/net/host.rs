@@ -57,6 +57,8 @@ pub(super) struct Host {
     public: Option<SocketAddr>,
     /// Granted at the last registration.
     pub(super) lease: Option<Duration>,
+    /// The host has heard us at this instant or later: when that left to which an answer came last.
+    renewed: Time,
     stale_retry: bool,
     /// Handshakes that wait for the registration.
     waiting: VecDeque<SessionId>,
@@ -120,6 +122,7 @@ impl Net {
             up_told: false,
             public: None,
             lease: None,
+            renewed: now,
             stale_retry: false,
             waiting: VecDeque::new(),
             lookups: VecDeque::new(),
@@ -258,7 +261,7 @@ impl Net {
                 if let Some(session) = self.table.get_mut(id) {
                     session.proof = None;
                 }
-                self.registered(now, place, id, answer.lease_s);
+                self.registered(now, place, id, answer.lease_s, asked.first_sent);
             }
             RegisterStatus::STALE if !host.stale_retry => {
                 host.stale_retry = true;
@@ -273,11 +276,23 @@ impl Net {
         }
     }
 
-    fn registered(&mut self, now: Time, place: usize, id: SessionId, lease_s: u32) {
+    /// The host answered a ping that left at `asked`. If it may have heard nothing for a whole lease before, the
+    /// registration has lapsed, which nobody told us: it is made again, in the same session and with the same epoch.
+    pub(super) fn host_answered(&mut self, now: Time, id: SessionId, asked: Time) {
+        let place = self.table.get(id).and_then(|session| session.host);
+        let Some(host) = place.and_then(|place| self.hosts.get_mut(place)) else { return };
+        let before = core::mem::replace(&mut host.renewed, asked);
+        if host.phase == Phase::Registered(id) && host.lease.is_some_and(|lease| now.since(before) >= lease) {
+            self.register(now, id, Epoch(self.last_epoch));
+        }
+    }
+
+    fn registered(&mut self, now: Time, place: usize, id: SessionId, lease_s: u32, asked: Time) {
         let Some(host) = self.hosts.get_mut(place) else { return };
         let lease = Duration::from_secs(u64::from(lease_s.max(1)));
         host.phase = Phase::Registered(id);
         host.lease = Some(lease);
+        host.renewed = asked;
         host.backoff = self.config.timers.host_retry_min;
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
@@ -296,6 +311,7 @@ impl Net {
         let retry = self.config.timers.host_retry_max;
         let Some(host) = self.hosts.get_mut(place) else { return };
         host.phase = Phase::Refused;
+        host.up_told = false;
         host.retry_at = now + retry;
         let (host_id, waiting) = (host.id, core::mem::take(&mut host.waiting));
         if let Some(session) = self.table.get_mut(id) {
