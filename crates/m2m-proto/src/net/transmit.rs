@@ -101,12 +101,17 @@ impl Net {
         secure.begin(&mut buffer);
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
+        let unanswered = secure.unanswered() >= UNANSWERED;
         if buffer.len() > MAX_DATAGRAM.min(max_udp) {
             // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
             self.stats.drop(Drop::RelayRefused);
             return self.recycle(buffer);
         }
         self.send_packet(now, path, peer, buffer);
+        if unanswered {
+            // Who only forwards hears no answers: the PING is asked there, with what else the session has ready.
+            self.touch(id);
+        }
     }
 
     pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
