@@ -90,5 +90,5 @@ fn a_warm_session_asks_for_little_memory() {
     assert!(measured.bytes_current.abs() < 64 << 10, "it grows: {measured:?}");
 }
 
-/// What 1,000 took when this was written; the aim is none.
-const MEASURED: u64 = 12_000;
+/// What 1,000 took when this was written was 0; the aim is none.
+const MEASURED: u64 = 10;
