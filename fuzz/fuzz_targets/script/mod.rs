@@ -147,10 +147,10 @@ impl Play {
                 fate.ended += 1;
                 assert_eq!(fate.ended, 1, "request {} ended again", request.0);
             }
-            Event::Connected { session, .. } | Event::Accepted { session, .. } => {
-                if !self.sessions.contains(&(n, session)) {
-                    self.sessions.push((n, session));
-                }
+            Event::Connected { session, .. } | Event::Accepted { session, .. }
+                if !self.sessions.contains(&(n, session)) =>
+            {
+                self.sessions.push((n, session));
             }
             Event::Closed { session, .. } | Event::ConnectFailed { session, .. } => {
                 self.sessions.retain(|known| *known != (n, session));
@@ -171,7 +171,7 @@ impl Play {
                 code: Code::POST,
                 options: &options,
                 payload: &payload,
-                confirmable: n % 5 != 0,
+                confirmable: !n.is_multiple_of(5),
                 deadline,
             };
             machine.request(now, session, RequestId(id), &request).is_ok()
@@ -255,7 +255,7 @@ impl Play {
         if let Some(place) = bytes.get_mut(at) {
             *place ^= flip as u8;
         }
-        let from = if n % 4 == 0 { "192.0.2.77:7".parse().expect("an address") } else { from };
+        let from = if n.is_multiple_of(4) { "192.0.2.77:7".parse().expect("an address") } else { from };
         // Not to one that has since been started anew: replays across a restart are the handshake's business.
         self.world.inject(from, to, &bytes);
     }
