@@ -129,7 +129,7 @@ impl NetBuilder {
         self.check()?;
         let net_key = self.key.to_net_key()?;
         let socket = Arc::new(Socket::bind(self.bind)?);
-        let kept = self.read_state().await?;
+        let kept = read_state(self.state_dir.take(), self.server).await?;
         let device = kept.device.unwrap_or_else(|| DeviceKey::derived_from(&net_key, self.id));
         let mut config = Config::new(self.id, net_key, device);
         config.accept = self.accept;
@@ -170,24 +170,6 @@ impl NetBuilder {
         Ok(())
     }
 
-    async fn read_state(&self) -> Result<Kept, Error> {
-        let Some(path) = self.state_dir.clone() else {
-            return Ok(Kept { dir: None, device: None, epoch: 0, claims: None });
-        };
-        let server = self.server;
-        let read = move || -> Result<Kept, StateError> {
-            let dir = StateDir::open(&path)?;
-            let device = Some(DeviceKey::from_bytes(*dir.device_key()?));
-            let epoch = dir.epoch()?;
-            let claims = if server { Some(dir.claims()?) } else { None };
-            Ok(Kept { dir: Some(dir), device, epoch, claims })
-        };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(kept) => Ok(kept?),
-            Err(why) => Err(Error::caused(ErrorKind::Io, format!("reading the state failed: {why}"), why)),
-        }
-    }
-
     fn add_hosts(&self, shared: &Arc<Shared>, socket: &Arc<Socket>) -> Result<(), Error> {
         for (place, (endpoint, key)) in self.hosts.iter().enumerate() {
             let (peer_key, id) = key.to_peer_key(self.id, endpoint.id.unwrap_or(Id::ANY))?;
@@ -215,5 +197,23 @@ impl NetBuilder {
             warn!("an ephemeral registration was asked for, and there is no host to register with");
         }
         Ok(())
+    }
+}
+
+/// Reads the state folder, off the event loop.
+async fn read_state(path: Option<PathBuf>, server: bool) -> Result<Kept, Error> {
+    let Some(path) = path else {
+        return Ok(Kept { dir: None, device: None, epoch: 0, claims: None });
+    };
+    let read = move || -> Result<Kept, StateError> {
+        let dir = StateDir::open(&path)?;
+        let device = Some(DeviceKey::from_bytes(*dir.device_key()?));
+        let epoch = dir.epoch()?;
+        let claims = if server { Some(dir.claims()?) } else { None };
+        Ok(Kept { dir: Some(dir), device, epoch, claims })
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(kept) => Ok(kept?),
+        Err(why) => Err(Error::caused(ErrorKind::Io, format!("reading the state failed: {why}"), why)),
     }
 }
