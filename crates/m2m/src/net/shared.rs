@@ -260,7 +260,7 @@ impl State {
                 shared.tell(NetEvent::Closed { peer, why });
             }
             Event::Request { incoming, peer, message } => {
-                self.on_request(shared, now, Early { incoming, peer, message })
+                self.on_request(shared, now, Early { incoming, peer, message });
             }
             Event::Response { request, message } => self.on_response(request, message),
             Event::RequestFailed { request, why } => {

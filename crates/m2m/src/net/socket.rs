@@ -122,6 +122,7 @@ mod tests {
     }
 
     async fn passes(from: &Socket, to: &Socket, address: SocketAddr) -> SocketAddr {
+        from.writable().await.unwrap();
         from.try_send(address, b"x").unwrap();
         let mut buffer = [0; 8];
         loop {
