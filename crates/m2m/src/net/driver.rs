@@ -46,14 +46,16 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
                     sleep(ERROR_PAUSE).await;
                 }
             }
-            _ = socket.writable(), if backlog => shared.with(|state, _| state.drain_backlog()),
+            _ = socket.writable(), if backlog => {
+                shared.carry_out(|state, _| state.drain_backlog());
+            }
             () = &mut timer => {
                 let mut set_clock = false;
                 if Instant::now() >= clock_due {
                     clock_due = Instant::now() + CLOCK_INTERVAL;
                     set_clock = true;
                 }
-                shared.with(|state, now| on_timer(state, now, set_clock));
+                shared.carry_out(|state, now| on_timer(state, now, set_clock));
             }
             () = shared.wake.notified() => {}
         }
@@ -70,7 +72,7 @@ fn on_timer(state: &mut State, now: Time, set_clock: bool) {
 
 /// Takes what came, up to a batch. An error is one of the socket itself, several times in a row.
 fn receive(shared: &Arc<Shared>, socket: &Socket, buffer: &mut [u8]) -> io::Result<()> {
-    shared.with(|state, now| {
+    let received = shared.carry_out(|state, now| {
         let mut last = Ok(());
         for _ in 0..BATCH {
             match socket.try_receive(buffer) {
@@ -88,7 +90,8 @@ fn receive(shared: &Arc<Shared>, socket: &Socket, buffer: &mut [u8]) -> io::Resu
             }
         }
         last
-    })
+    });
+    received.0
 }
 
 /// The last datagrams leave, then everything is let go.

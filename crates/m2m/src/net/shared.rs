@@ -145,18 +145,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the machine something to do, and carries out what comes of it.
+    /// Gives the machine something to do, carries out what comes of it, and tells the driver if that concerns it.
     pub(crate) fn with<R>(self: &Arc<Shared>, act: impl FnOnce(&mut State, Time) -> R) -> R {
+        let (result, wake) = self.carry_out(act);
+        if wake {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    /// [`Shared::with`] for the driver, which looks at the state afterwards anyway. The second value says that another
+    /// would have had to wake it.
+    pub(super) fn carry_out<R>(self: &Arc<Shared>, act: impl FnOnce(&mut State, Time) -> R) -> (R, bool) {
         let now = self.now();
         let mut state = self.look();
         let result = act(&mut state, now);
         state.pump(self, now);
         let wake = state.timeout < state.armed || !state.backlog.is_empty() || state.closed;
-        drop(state);
-        if wake {
-            self.wake.notify_one();
-        }
-        result
+        (result, wake)
     }
 
     pub(super) fn tell(&self, news: NetEvent) {
@@ -187,11 +193,12 @@ impl State {
 
     fn transmit(&mut self, to: SocketAddr, bytes: Vec<u8>) {
         // What waits goes first: order is not promised, but there is no reason to break it.
-        if self.backlog.is_empty()
-            && let Some(bytes) = self.try_send(to, bytes)
-            && self.backlog.len() < MAX_BACKLOG
-        {
+        let left = if self.backlog.is_empty() { self.try_send(to, bytes) } else { Some(bytes) };
+        let Some(bytes) = left else { return };
+        if self.backlog.len() < MAX_BACKLOG {
             self.backlog.push_back((to, bytes));
+        } else {
+            self.machine.recycle(bytes);
         }
     }
 

@@ -1,5 +1,13 @@
 //! Nets for tests: on the loopback interface, with timers that fit a test's patience.
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use m2m::{
     Config, HostState, Id, Key, Net, NetBuilder, Peer, Reply, Request, Router, Session, names::Endpoint,
@@ -97,4 +105,33 @@ pub(crate) async fn eventually(mut is_so: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// A cable to a net, with one other end: it carries datagrams while it is plugged in.
+pub(crate) async fn cable(to: &Net) -> (SocketAddr, Arc<AtomicBool>) {
+    let near = tokio::net::UdpSocket::bind(local(0)).await.unwrap();
+    let far = tokio::net::UdpSocket::bind(local(0)).await.unwrap();
+    far.connect(to.local_addr()).await.unwrap();
+    let (address, plugged) = (near.local_addr().unwrap(), Arc::new(AtomicBool::new(true)));
+    let carries = plugged.clone();
+    tokio::spawn(async move {
+        let (mut there, mut back) = ([0; 2048], [0; 2048]);
+        let mut user = None;
+        loop {
+            tokio::select! {
+                Ok((len, from)) = near.recv_from(&mut there) => {
+                    user = Some(from);
+                    if carries.load(Ordering::SeqCst) {
+                        far.send(&there[..len]).await.unwrap();
+                    }
+                }
+                Ok(len) = far.recv(&mut back) => {
+                    if let Some(user) = user && carries.load(Ordering::SeqCst) {
+                        near.send_to(&back[..len], user).await.unwrap();
+                    }
+                }
+            }
+        }
+    });
+    (address, plugged)
 }

@@ -1,10 +1,13 @@
 //! Nets that find each other by id, through a host.
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use m2m::{ErrorKind, HostState, Net, NetEvent, Path};
 
 use crate::fixture::{
-    at, builder, by_id, device, echo, eventually, id, key, local, quick, serve, server, soon, until,
+    at, builder, by_id, cable, device, echo, eventually, id, key, local, quick, serve, server, soon, until,
 };
 
 #[tokio::test]
@@ -193,6 +196,20 @@ async fn a_device_comes_back_when_its_host_does() {
     assert!(lost.is_some() && lost < back, "{seen:?}");
     let session = soon(a.connect(by_id(3))).await.unwrap();
     assert_eq!(soon(session.get("/temp").into_future()).await.unwrap().text(), Some("21.5"));
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_noticed_and_found_again() {
+    let host = server(1).await;
+    let (address, plugged) = cable(&host).await;
+    let through_cable = format!("1@{address}").parse().unwrap();
+    let a = builder(2).host(through_cable, key(1)).open().await.unwrap();
+    soon(a.registered()).await.unwrap();
+    plugged.store(false, Ordering::SeqCst);
+    until(&a, |state| matches!(state, HostState::Disconnected { .. })).await;
+    plugged.store(true, Ordering::SeqCst);
+    soon(a.registered()).await.unwrap();
+    eventually(|| host.registrations() == 1).await;
 }
 
 #[tokio::test]
