@@ -1,0 +1,562 @@
+//! The reliable exchanges of one session, both ways: RFC 7252 sections 4 and 5.2 as a machine without I/O.
+//!
+//! A line owns the Message IDs of this side, the memory of those of the other, what is in flight and what waits. It
+//! knows nothing of keys and packets, so a new session can take it over from an old one. Its owner drives it:
+//!
+//! 1. [`Line::request`], [`Line::respond`] and [`Line::notify`] take messages in, [`Line::handle_message`] what came
+//!    from the peer, [`Line::handle_timeout`] the time;
+//! 2. after each of these, [`Line::poll_message`] until it has nothing more, each message followed by
+//!    [`Line::sent_in`] once it is in a packet; then [`Line::poll_event`]; then a timer for [`Line::next_timeout`].
+//!
+//! What it promises: a confirmable request reaches the other side's handler once if it is answered, at most once if
+//! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
+use super::{
+    code::Code,
+    exchange::{
+        Context, Failure, Handled, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound,
+        Outcome, RequestId, RequestParts, ResponseParts,
+    },
+    incoming::{AnswerForm, Incoming, Ring, Seen},
+    message::{Message, MessageToken, MessageType, Mid},
+    option::OptionNumber,
+    outgoing::{Progress, Purpose, Request},
+    retransmit::RttEstimator,
+    writer::MessageWriter,
+};
+use crate::time::{Duration, Time};
+use alloc::{boxed::Box, vec::Vec};
+use busy::{Busy, Ready, encode, encode_overload};
+use rand_chacha::{ChaCha12Rng, rand_core::Rng};
+
+mod busy;
+
+pub use super::incoming::MID_WINDOW;
+
+/// The reliable exchanges of one session. Small while idle: what is large is allocated on demand, and freed when
+/// nothing is left in it.
+#[derive(Debug)]
+pub struct Line {
+    next_mid: Mid,
+    next_non_mid: Mid,
+    next_serial: u32,
+    ring: Ring,
+    rtt: RttEstimator,
+    /// Nothing is due before; what was due then may be done by now.
+    timer: Time,
+    busy: Option<Box<Busy>>,
+}
+
+impl Line {
+    /// A line whose first confirmable message gets this Message ID; best a random one.
+    pub fn new(first_mid: Mid) -> Line {
+        Line {
+            next_mid: first_mid,
+            // Far away, so that a Message ID tells which kind of message a reset means.
+            next_non_mid: first_mid.plus(0x8000),
+            next_serial: 0,
+            ring: Ring::default(),
+            rtt: RttEstimator::default(),
+            timer: Time::NEVER,
+            busy: None,
+        }
+    }
+
+    /// Takes a request in; it leaves as soon as the window lets it.
+    pub fn request(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &RequestParts<'_>,
+    ) -> Result<RequestId, LineError> {
+        if !parts.code.is_request() {
+            return Err(LineError::WrongCode);
+        }
+        if let Some(busy) = &self.busy {
+            busy.check_room(cx.config, parts.is_confirmable)?;
+        }
+        let token = self.new_token(cx.rng);
+        let mid = if parts.is_confirmable { self.next_mid } else { self.take_non_mid() };
+        let kind = if parts.is_confirmable { MessageType::Con } else { MessageType::Non };
+        let bytes = encode(cx, kind, parts.code, mid, token, parts.options, parts.payload)?;
+        let request = Request {
+            user: parts.user,
+            deadline: parts.deadline,
+            serial: self.take_serial(),
+            is_observe: parts.is_observe,
+            progress: Progress::Waiting,
+        };
+        self.wake_by(parts.deadline);
+        let busy = self.busy(cx);
+        busy.outgoing.requests.insert(token, request);
+        if parts.is_confirmable {
+            busy.outgoing.wait(Purpose::Request(token), bytes);
+        } else {
+            busy.ready.push_back(Ready::NonConfirmable { bytes, request: Some(token) });
+        }
+        Ok(RequestId(token))
+    }
+
+    /// Gives a request up without an event: its response, should it come, will be unmatched, which ends an
+    /// observation. False if it was over.
+    pub fn forget(&mut self, cx: &mut Context<'_>, id: RequestId) -> bool {
+        let Some(busy) = &mut self.busy else { return false };
+        busy.outgoing.forget(self.next_mid, id.0, cx.pool).is_some()
+    }
+
+    /// Answers a request of the peer: with the acknowledgement if that hasn't left, else in a message of its own, of
+    /// the same kind as the request. After [`LineError::TooLarge`] or [`LineError::WrongCode`] it still waits.
+    pub fn respond(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: IncomingId,
+        response: &ResponseParts<'_>,
+    ) -> Result<(), LineError> {
+        if !response.code.is_response() {
+            return Err(LineError::WrongCode);
+        }
+        let form = self.busy.as_ref().and_then(|busy| busy.incoming.answer_form(id));
+        let (form, token) = form.ok_or(LineError::UnknownRequest)?;
+        let (kind, mid) = match form {
+            AnswerForm::Piggybacked(mid) => (MessageType::Ack, mid),
+            AnswerForm::Separate(_) => (MessageType::Con, self.next_mid),
+            AnswerForm::NonConfirmable => (MessageType::Non, self.take_non_mid()),
+        };
+        let bytes = encode(cx, kind, response.code, mid, token, response.options, response.payload)?;
+        let busy = self.busy(cx);
+        match form {
+            AnswerForm::Piggybacked(_) => busy.answer_now(cx, id, bytes),
+            AnswerForm::Separate(mid) => {
+                busy.outgoing.wait(Purpose::Response, bytes);
+                busy.answer_later(cx, id, mid);
+            }
+            AnswerForm::NonConfirmable => {
+                busy.incoming.release(id, cx.pool);
+                busy.push_non(bytes, cx.pool);
+            }
+        }
+        self.wake_by(cx.now + cx.config.answer_lifetime);
+        Ok(())
+    }
+
+    /// Ends a request of the peer without a response (RFC 7967): a confirmable one is only acknowledged.
+    pub fn ignore(&mut self, cx: &mut Context<'_>, id: IncomingId) -> Result<(), LineError> {
+        let form = self.busy.as_ref().and_then(|busy| busy.incoming.answer_form(id));
+        let (form, _) = form.ok_or(LineError::UnknownRequest)?;
+        let busy = self.busy(cx);
+        match form {
+            AnswerForm::Piggybacked(mid) => {
+                let mut bytes = cx.pool.take();
+                MessageWriter::empty(&mut bytes, MessageType::Ack, mid);
+                busy.answer_now(cx, id, bytes);
+            }
+            AnswerForm::Separate(mid) => busy.answer_later(cx, id, mid),
+            AnswerForm::NonConfirmable => busy.incoming.release(id, cx.pool),
+        }
+        self.wake_by(cx.now + cx.config.answer_lifetime);
+        Ok(())
+    }
+
+    /// Takes a notification in. Returns its Message ID if it is not confirmable, to be compared with that of an
+    /// [`Outcome::Reset`].
+    pub fn notify(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &NotifyParts<'_>,
+    ) -> Result<Option<Mid>, LineError> {
+        if !parts.response.code.is_response() {
+            return Err(LineError::WrongCode);
+        }
+        if let Some(busy) = &self.busy {
+            busy.check_room(cx.config, parts.is_confirmable)?;
+        }
+        let ResponseParts { code, options, payload } = parts.response;
+        if parts.is_confirmable {
+            let bytes = encode(cx, MessageType::Con, code, self.next_mid, parts.token, options, payload)?;
+            self.busy(cx).outgoing.wait(Purpose::Notification(parts.user), bytes);
+            return Ok(None);
+        }
+        let mid = self.take_non_mid();
+        let bytes = encode(cx, MessageType::Non, code, mid, parts.token, options, payload)?;
+        self.busy(cx).push_non(bytes, cx.pool);
+        Ok(Some(mid))
+    }
+
+    /// Takes in a message of the peer. Each packet must come here once: that non-confirmable messages run once is
+    /// the packets' replay protection.
+    pub fn handle_message(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
+        let code = message.code();
+        match message.kind() {
+            MessageType::Con if code.is_request() => {
+                Handled::only(self.handle_confirmable_request(cx, message))
+            }
+            MessageType::Con if code.is_response() => self.handle_separate_response(cx, message),
+            MessageType::Con => {
+                // A ping (RFC 7252 section 4.3).
+                self.busy(cx).push_empty(MessageType::Rst, message.mid());
+                Handled::only(Outcome::Done)
+            }
+            MessageType::Non if code.is_request() => Handled::only(self.handle_non_request(cx, message)),
+            MessageType::Non => self.handle_non_response(cx, message),
+            MessageType::Ack => self.handle_acknowledgement(cx, message),
+            MessageType::Rst => self.handle_reset(cx, message),
+        }
+    }
+
+    /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
+        let busy = self.busy.as_deref_mut()?;
+        loop {
+            match busy.ready.front() {
+                Some(ready) if busy.is_current(self.next_mid, ready) => break,
+                Some(_) => {
+                    if let Some(Ready::NonConfirmable { bytes, .. }) = busy.ready.pop_front() {
+                        cx.pool.give(bytes);
+                    }
+                }
+                None => {
+                    if !busy.outgoing.start_next(self.next_mid, cx.config.window) {
+                        return None;
+                    }
+                    busy.ready.push_back(Ready::Confirmable(self.next_mid));
+                    self.next_mid = self.next_mid.plus(1);
+                }
+            }
+        }
+        busy.outbound(self.next_mid)
+    }
+
+    /// Says that the message of the last [`Line::poll_message`] is in the packet of this number, which leaves now.
+    pub fn sent_in(&mut self, cx: &mut Context<'_>, packet: u64) {
+        let Some(busy) = &mut self.busy else { return };
+        match busy.ready.pop_front() {
+            None | Some(Ready::Empty(..)) => {}
+            Some(Ready::Answer { id, .. }) => busy.incoming.left(id),
+            Some(Ready::NonConfirmable { bytes, request }) => {
+                cx.pool.give(bytes);
+                if let Some(request) = request.and_then(|token| busy.outgoing.requests.get_mut(&token)) {
+                    request.progress = Progress::Non(Some(packet));
+                }
+            }
+            Some(Ready::Confirmable(mid)) => {
+                let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
+                if open.transmissions == 0 {
+                    open.first_sent = cx.now;
+                    open.jitter = cx.rng.next_u32();
+                }
+                open.first_packet = open.first_packet.or(Some(packet));
+                open.due = cx.now + open.rto(&self.rtt, cx.config.initial_rto);
+                open.transmissions = open.transmissions.saturating_add(1);
+                self.timer = self.timer.min(open.due);
+            }
+        }
+    }
+
+    /// The next failure, or the end of a notification.
+    pub fn poll_event(&mut self) -> Option<LineEvent> {
+        self.busy.as_mut()?.events.pop_front()
+    }
+
+    /// When to call [`Line::handle_timeout`]: never later than something is due, sometimes earlier.
+    pub fn next_timeout(&self) -> Time {
+        self.timer
+    }
+
+    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+        if cx.now < self.timer {
+            return;
+        }
+        self.timer = Time::NEVER;
+        self.retransmit(cx);
+        let Some(busy) = &mut self.busy else { return };
+        for token in busy.outgoing.expired(cx.now) {
+            busy.fail(self.next_mid, token, Failure::TimedOut, cx.pool);
+        }
+        let Busy { incoming, ready, .. } = &mut **busy;
+        incoming.acknowledge_late(cx.now, cx.config.ack_delay, |mid| {
+            ready.push_back(Ready::Empty(MessageType::Ack, mid));
+        });
+        incoming.expire_answers(cx.now, cx.config.answer_lifetime, cx.pool);
+        let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
+        self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
+        self.free_if_empty();
+    }
+
+    /// Ends all that is open, because the session has: each request fails by [`Failure::SessionLost`] or
+    /// [`Failure::NotSent`], requests of the peer can't be answered any more. The memory of what was handled stays.
+    pub fn fail_open(&mut self, cx: &mut Context<'_>) {
+        let Some(busy) = &mut self.busy else { return };
+        for token in busy.outgoing.tokens(|_| true) {
+            busy.fail(self.next_mid, token, Failure::SessionLost, cx.pool);
+        }
+        let Busy { outgoing, incoming, ready, events, .. } = &mut **busy;
+        outgoing.clear(cx.pool, |user| {
+            events.push_back(LineEvent::NotifyFailed { user, reason: Failure::SessionLost });
+        });
+        ready.clear();
+        *incoming = Incoming::default();
+        self.timer = Time::NEVER;
+    }
+
+    /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
+    /// IDs and tokens. Packet numbers of the old session mean nothing any more.
+    pub fn send_again(&mut self) {
+        let Some(busy) = &mut self.busy else { return };
+        busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
+        let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
+        for mid in mids {
+            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
+            // Not 0: what left before gives no round trip.
+            open.transmissions = open.transmissions.min(1);
+            open.first_packet = None;
+            open.due = Time::NEVER;
+            busy.ready.push_back(Ready::Confirmable(mid));
+        }
+        for request in busy.outgoing.requests.values_mut() {
+            if let Progress::Non(packet) = &mut request.progress {
+                *packet = None;
+            }
+        }
+    }
+
+    /// True if nothing is open, waits, or is to be told. Answers may still be kept.
+    pub fn is_idle(&self) -> bool {
+        self.busy.as_ref().is_none_or(|busy| busy.is_idle())
+    }
+
+    /// Gives up the kept answers, and all memory if nothing is left. A repeated request is then not answered again,
+    /// nor run again.
+    pub fn shrink(&mut self, cx: &mut Context<'_>) {
+        if let Some(busy) = &mut self.busy {
+            busy.incoming.give_up_answers(cx.pool);
+        }
+        self.free_if_empty();
+    }
+
+    /// Messages that are sent and not acknowledged.
+    pub fn in_flight(&self) -> usize {
+        self.busy.as_ref().map_or(0, |busy| busy.outgoing.in_flight())
+    }
+
+    /// The timeout for what leaves now, for others that retransmit in this session.
+    pub fn rto(&self, config: &LineConfig) -> Duration {
+        self.rtt.rto(config.initial_rto)
+    }
+
+    /// The smoothed round trip, once it was measured.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
+    /// Takes a round trip into account that others measured in this session.
+    pub fn add_round_trip(&mut self, now: Time, round_trip: Duration) {
+        self.rtt.sample(now, round_trip);
+    }
+
+    fn handle_confirmable_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
+        let mid = message.mid();
+        match self.ring.look(mid) {
+            Seen::TooOld => return Outcome::TooOld,
+            Seen::Before => return self.busy(cx).repeat(mid),
+            Seen::Never => self.ring.mark(mid),
+        }
+        let serial = self.take_serial();
+        self.wake_by(cx.now + cx.config.ack_delay);
+        let busy = self.busy(cx);
+        let is_full = busy.incoming.open() >= cx.config.max_incoming;
+        let Some(id) = busy.incoming.add(cx.now, serial, mid, message.token(), true, cx.pool) else {
+            return Outcome::Overloaded;
+        };
+        if !is_full {
+            return Outcome::Request(id);
+        }
+        // It is marked and its answer kept like a handler's: a repetition must not run after the peer was told that
+        // it didn't.
+        let mut bytes = cx.pool.take();
+        encode_overload(&mut bytes, MessageType::Ack, mid, message.token());
+        busy.answer_now(cx, id, bytes);
+        Outcome::Overloaded
+    }
+
+    fn handle_non_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
+        let serial = self.take_serial();
+        let is_full = self.busy(cx).incoming.open() >= cx.config.max_incoming;
+        if is_full {
+            let mid = self.take_non_mid();
+            let mut bytes = cx.pool.take();
+            encode_overload(&mut bytes, MessageType::Non, mid, message.token());
+            self.busy(cx).push_non(bytes, cx.pool);
+            return Outcome::Overloaded;
+        }
+        let id = self.busy(cx).incoming.add(cx.now, serial, message.mid(), message.token(), false, cx.pool);
+        id.map_or(Outcome::Overloaded, Outcome::Request)
+    }
+
+    fn handle_separate_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
+        let mid = message.mid();
+        match self.ring.look(mid) {
+            Seen::TooOld => return Handled::only(Outcome::TooOld),
+            Seen::Before => {
+                self.busy(cx).push_empty(MessageType::Ack, mid);
+                return Handled::only(Outcome::Repeated);
+            }
+            Seen::Never => {}
+        }
+        let Some(handled) = self.accept_response(cx, message) else {
+            // Not marked: should it come again, it is rejected again, not acknowledged.
+            self.busy(cx).push_empty(MessageType::Rst, mid);
+            return Handled::only(Outcome::Unmatched);
+        };
+        self.ring.mark(mid);
+        self.busy(cx).push_empty(MessageType::Ack, mid);
+        handled
+    }
+
+    fn handle_non_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
+        self.accept_response(cx, message).unwrap_or_else(|| {
+            if message.option(OptionNumber::OBSERVE).is_some() {
+                // The other side would notify for ever (RFC 7641 section 3.6).
+                self.busy(cx).push_empty(MessageType::Rst, message.mid());
+            }
+            Handled::only(Outcome::Unmatched)
+        })
+    }
+
+    /// Matches a response with its request by the token (RFC 7252 section 5.3.2).
+    fn accept_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Option<Handled> {
+        let busy = self.busy.as_mut()?;
+        let token = message.token();
+        let request = busy.outgoing.requests.get_mut(&token)?;
+        let Request { user, progress, is_observe, .. } = *request;
+        let is_last =
+            !(is_observe && message.code().is_success() && message.option(OptionNumber::OBSERVE).is_some());
+        if progress == Progress::Waiting {
+            return None;
+        }
+        if is_last {
+            busy.outgoing.requests.remove(&token);
+        } else {
+            request.progress = Progress::Observing;
+            request.deadline = Time::NEVER;
+        }
+        let answered = match progress {
+            Progress::Sent(mid) => busy.outgoing.close(self.next_mid, mid).and_then(|open| {
+                cx.pool.give(open.bytes);
+                open.first_packet
+            }),
+            Progress::Non(packet) => packet,
+            Progress::Waiting | Progress::Acked | Progress::Observing => None,
+        };
+        Some(Handled { outcome: Outcome::Response { id: RequestId(token), user, is_last }, answered })
+    }
+
+    fn handle_acknowledgement(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
+        let unmatched = Handled::only(Outcome::Unmatched);
+        let mid = message.mid();
+        let Some(busy) = &mut self.busy else { return unmatched };
+        let Some(open) = busy.outgoing.get(self.next_mid, mid) else { return unmatched };
+        let (purpose, round_trip) = (open.purpose, open.round_trip(cx.now));
+        let carries_response = message.code() != Code::EMPTY;
+        if carries_response && purpose != Purpose::Request(message.token()) {
+            return unmatched;
+        }
+        if let Some(round_trip) = round_trip {
+            let is_first = self.rtt.smoothed().is_none();
+            self.rtt.sample(cx.now, round_trip);
+            if is_first {
+                // What left before the first sample has a timeout of seconds.
+                let due = busy.outgoing.shorten_timeouts(&self.rtt, cx.config.initial_rto);
+                self.timer = self.timer.min(due);
+            }
+        }
+        if carries_response {
+            return self.accept_response(cx, message).unwrap_or(unmatched);
+        }
+        let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return unmatched };
+        cx.pool.give(open.bytes);
+        match purpose {
+            Purpose::Request(token) => {
+                if let Some(request) = busy.outgoing.requests.get_mut(&token) {
+                    request.progress = Progress::Acked;
+                }
+            }
+            Purpose::Notification(user) => busy.events.push_back(LineEvent::Notified { user }),
+            Purpose::Response => {}
+        }
+        Handled { outcome: Outcome::Done, answered: open.first_packet }
+    }
+
+    fn handle_reset(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
+        let reset = Handled::only(Outcome::Reset(message.mid()));
+        let Some(busy) = &mut self.busy else { return reset };
+        let Some(open) = busy.outgoing.close(self.next_mid, message.mid()) else { return reset };
+        cx.pool.give(open.bytes);
+        busy.end(self.next_mid, open.purpose, Failure::Reset, cx.pool);
+        Handled { outcome: Outcome::Done, answered: open.first_packet }
+    }
+
+    fn retransmit(&mut self, cx: &mut Context<'_>) {
+        let Some(busy) = &mut self.busy else { return };
+        while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
+            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
+            if open.transmissions <= cx.config.max_retransmit {
+                self.rtt.timed_out(open.first_sent, open.transmissions);
+                open.due = Time::NEVER;
+                busy.ready.push_back(Ready::Confirmable(mid));
+                continue;
+            }
+            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return };
+            cx.pool.give(open.bytes);
+            busy.end(self.next_mid, open.purpose, Failure::TimedOut, cx.pool);
+        }
+    }
+
+    fn busy(&mut self, cx: &Context<'_>) -> &mut Busy {
+        if self.busy.is_none() {
+            // So that its memory is freed even if nothing else is ever due.
+            self.wake_by(cx.now + cx.config.answer_lifetime);
+        }
+        self.busy.get_or_insert_default()
+    }
+
+    fn free_if_empty(&mut self) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_idle() && busy.incoming.answers() == 0) {
+            self.busy = None;
+            self.timer = Time::NEVER;
+        }
+    }
+
+    fn wake_by(&mut self, time: Time) {
+        self.timer = self.timer.min(time);
+    }
+
+    fn take_serial(&mut self) -> u32 {
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        serial
+    }
+
+    fn new_token(&self, rng: &mut ChaCha12Rng) -> MessageToken {
+        loop {
+            let token = MessageToken::from_u32(rng.next_u32());
+            let is_taken = |busy: &Busy| busy.outgoing.requests.contains_key(&token);
+            if !self.busy.as_deref().is_some_and(is_taken) {
+                return token;
+            }
+        }
+    }
+
+    /// A Message ID for what is not confirmable: never one that a confirmable message has or will have soon.
+    fn take_non_mid(&mut self) -> Mid {
+        let window = MID_WINDOW as u16;
+        let oldest = self.next_mid.plus(0u16.wrapping_sub(window));
+        if self.next_non_mid.since(oldest) < 2 * window {
+            self.next_non_mid = oldest.plus(2 * window);
+        }
+        let mid = self.next_non_mid;
+        self.next_non_mid = mid.plus(1);
+        mid
+    }
+}
+
+#[cfg(test)]
+mod tests;
