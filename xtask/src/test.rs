@@ -99,7 +99,7 @@ fn deny() -> Outcome {
         return cargo(&["deny", "check"]);
     }
     match cargo(&["deny", "check", "bans", "licenses", "sources"]) {
-        Outcome::Passed => Outcome::Skipped("the advisories can't be fetched here; the rest of it passed".into()),
+        Outcome::Passed => Outcome::Skipped("the advisories can't be fetched; the rest passed".into()),
         outcome => outcome,
     }
 }

@@ -1,4 +1,5 @@
 //! Opens nets as the settings say: those of commands that end by themselves, and those that run on.
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,9 +29,10 @@ pub(crate) struct Link {
 pub(crate) async fn dial(settings: &Settings, output: Output, name: &PeerName) -> Result<Link, Failure> {
     let name = settings.peer(name)?;
     let by_id = matches!(name, PeerName::Id(_));
+    let must_resolve = matches!(&name, PeerName::At(endpoint) if endpoint.host.parse::<IpAddr>().is_err());
     let peer = peer(settings, name)?;
     let net = open_one_shot(settings, output, by_id).await?;
-    let session = net.dial(peer)?;
+    let session = if must_resolve { within(settings, "the peer", net.connect(peer)).await? } else { net.dial(peer)? };
     Ok(Link { net, session })
 }
 
@@ -59,9 +61,9 @@ pub(crate) async fn open_one_shot(settings: &Settings, output: Output, by_id: bo
     let key = Key::from(key);
     let deadline = Instant::now() + settings.timeout;
     loop {
-        let mut builder = Net::builder(id, key.clone()).accept(false).ephemeral(settings.id.is_none());
+        let mut builder = Net::builder(id, key.clone()).accept(false);
         if by_id {
-            builder = with_host(builder, settings)?;
+            builder = with_host(builder, settings)?.ephemeral(settings.id.is_none());
         }
         let Some(folder) = &folder else { return Ok(builder.open().await?) };
         wait_for_folder(folder, deadline, output).await?;
@@ -109,9 +111,9 @@ pub(crate) fn state_folder(settings: &Settings, id: Id, key: &KeyFile) -> Result
 pub(crate) async fn within<T>(
     settings: &Settings,
     what: &str,
-    work: impl Future<Output = Result<T, m2m::Error>>,
+    work: impl IntoFuture<Output = Result<T, m2m::Error>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(settings.timeout, work).await {
+    match tokio::time::timeout(settings.timeout, work.into_future()).await {
         Ok(done) => Ok(done?),
         Err(_) => {
             let seconds = settings.timeout.as_secs_f64();

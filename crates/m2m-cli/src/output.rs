@@ -3,7 +3,10 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use m2m::Id;
 use serde_json::{Value, json};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::Layer;
 
 use crate::args::Globals;
 use crate::exit::{Exit, Failure};
@@ -132,13 +135,17 @@ pub(crate) fn start_log(globals: &Globals) {
         (false, 2) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let mut filter = Targets::new().with_default(level);
+    if globals.verbose == 0 {
+        // What becomes of the host is an event here, and told as one.
+        filter = filter.with_target("m2m::net::shared", LevelFilter::ERROR);
+    }
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .log_internal_errors(false);
     // Only a second subscriber in this process could make it fail, and there is none.
-    let _ = subscriber.try_init();
+    let _ = tracing_subscriber::registry().with(stderr.with_filter(filter)).try_init();
 }
 
 fn write(bytes: &[u8]) -> Result<(), Failure> {

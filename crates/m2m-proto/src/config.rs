@@ -1,10 +1,13 @@
 //! What a net is, and every limit and timer that it keeps to.
 use alloc::{vec, vec::Vec};
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     id::Id,
-    session::keys::{DeviceKey, NetKey, Suite},
+    session::keys::{DeviceKey, NetKey},
     time::Duration,
+    wire::packet::Suite,
 };
 
 /// A net's configuration: what it cannot do without in [`Config::new`], the rest public with a default.
@@ -96,9 +99,19 @@ impl Shard {
         if self.bits() == 0 { 0 } else { (token >> (32 - self.bits())) as u8 }
     }
 
+    /// The shard where all of a peer's sessions live: SHA-256(id), its first four bytes, modulo the count.
+    pub fn of_id(self, id: Id) -> u8 {
+        let [a, b, c, d, ..]: [u8; 32] = Sha256::digest(id.0).into();
+        (u32::from_be_bytes([a, b, c, d]) % u32::from(self.count.max(1))) as u8
+    }
+
     /// Puts this shard's number into the top bits of a random token.
     pub fn mark(self, random: u32) -> u32 {
-        if self.bits() == 0 { random } else { random >> self.bits() | u32::from(self.index) << (32 - self.bits()) }
+        if self.bits() == 0 {
+            random
+        } else {
+            random >> self.bits() | u32::from(self.index) << (32 - self.bits())
+        }
     }
 }
 

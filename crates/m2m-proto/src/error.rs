@@ -1,7 +1,7 @@
 //! The one list of error kinds that every face shows, and the three small families that raise them.
 use core::fmt;
 
-use crate::coap::code::Code;
+use crate::coap::{code::Code, line::LineError};
 
 /// What went wrong, for every face: Rust kinds, C codes, Python exceptions, exit codes of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,8 +74,8 @@ pub enum CommandError {
     NoHost,
     /// A net cannot open a session to itself.
     OwnId,
-    /// The pair key at hand is for another pair of nets.
-    WrongPair,
+    /// A response's code in a request, or the other way round.
+    WrongCode,
 }
 
 impl CommandError {
@@ -85,7 +85,7 @@ impl CommandError {
             CommandError::Stale | CommandError::Closed => ErrorKind::Closed,
             CommandError::TooLarge { .. } => ErrorKind::TooLarge,
             CommandError::QueueFull | CommandError::TableFull => ErrorKind::Refused,
-            CommandError::NoHost | CommandError::OwnId | CommandError::WrongPair => ErrorKind::Configuration,
+            CommandError::NoHost | CommandError::OwnId | CommandError::WrongCode => ErrorKind::Configuration,
         }
     }
 }
@@ -95,16 +95,20 @@ impl fmt::Display for CommandError {
         match self {
             CommandError::Stale => write!(f, "that session or request has ended"),
             CommandError::Closed => write!(f, "the session is closed"),
-            CommandError::QueueFull => write!(f, "the session's queue is full: wait for answers before sending more"),
+            CommandError::QueueFull => {
+                write!(f, "the session's queue is full: wait for answers before sending more")
+            }
             CommandError::TooLarge { len, max } => {
                 write!(f, "the message has {len} bytes, one packet on this path takes {max}")
             }
-            CommandError::TableFull => write!(f, "the table of sessions is full: close some, or raise the limit"),
+            CommandError::TableFull => {
+                write!(f, "the table of sessions is full: close some, or raise the limit")
+            }
             CommandError::NoHost => {
                 write!(f, "to reach a peer by id a host is needed: configure one, or give the peer's address")
             }
             CommandError::OwnId => write!(f, "that is this net's own id"),
-            CommandError::WrongPair => write!(f, "the pair key is for another pair of ids"),
+            CommandError::WrongCode => write!(f, "that code belongs to another kind of message"),
         }
     }
 }
@@ -145,10 +149,18 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ConnectError::Unreachable => "no answer: not running, unreachable, or wrong key",
-            ConnectError::HostUnreachable => "the host does not answer: not running, unreachable, or wrong host key",
-            ConnectError::UnknownPeer => "the host knows no net of that id: is it running, and registered with this host?",
-            ConnectError::AuthenticationFailed => "the peer is online but does not accept our key: check the peer's key",
-            ConnectError::HostRefused => "the host refused to register this net, so nothing can be sent through it",
+            ConnectError::HostUnreachable => {
+                "the host does not answer: not running, unreachable, or wrong host key"
+            }
+            ConnectError::UnknownPeer => {
+                "the host knows no net of that id: is it running, and registered with this host?"
+            }
+            ConnectError::AuthenticationFailed => {
+                "the peer is online but does not accept our key: check the peer's key"
+            }
+            ConnectError::HostRefused => {
+                "the host refused to register this net, so nothing can be sent through it"
+            }
             ConnectError::Closed => "closed before the session was up",
         })
     }
@@ -187,11 +199,24 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CloseReason::Local => write!(f, "closed here"),
-            CloseReason::Peer(code) => write!(f, "closed by the peer: {}", crate::wire::frame::CloseCode(*code)),
+            CloseReason::Peer(code) => {
+                write!(f, "closed by the peer: {}", crate::wire::frame::CloseCode(*code))
+            }
             CloseReason::Lost => write!(f, "the peer stopped answering"),
             CloseReason::Idle => write!(f, "nothing heard for too long"),
             CloseReason::KeyLimit => write!(f, "the keys have protected as many packets as they may"),
             CloseReason::Evicted => write!(f, "made room for a newer session of the same net"),
+        }
+    }
+}
+
+impl From<LineError> for CommandError {
+    fn from(why: LineError) -> CommandError {
+        match why {
+            LineError::QueueFull => CommandError::QueueFull,
+            LineError::TooLarge => CommandError::TooLarge { len: 0, max: 0 },
+            LineError::WrongCode => CommandError::WrongCode,
+            LineError::UnknownRequest => CommandError::Stale,
         }
     }
 }
@@ -205,6 +230,8 @@ pub enum RequestError {
     Reset,
     /// It never left: the session never came up.
     NotSent(ConnectError),
+    /// The session ended before the request left: it did not run.
+    NeverLeft(CloseReason),
     /// The session ended first; the request may have run.
     SessionLost(CloseReason),
     /// Its user gave it up.
@@ -218,7 +245,7 @@ impl RequestError {
             RequestError::TimedOut => ErrorKind::Timeout,
             RequestError::Reset => ErrorKind::Refused,
             RequestError::NotSent(why) => why.kind(),
-            RequestError::SessionLost(why) => why.kind(),
+            RequestError::NeverLeft(why) | RequestError::SessionLost(why) => why.kind(),
             RequestError::Cancelled => ErrorKind::Closed,
         }
     }
@@ -230,6 +257,7 @@ impl fmt::Display for RequestError {
             RequestError::TimedOut => write!(f, "no answer in time; it ran at most once"),
             RequestError::Reset => write!(f, "the peer could not process the message (RST)"),
             RequestError::NotSent(why) => write!(f, "not sent: {why}"),
+            RequestError::NeverLeft(why) => write!(f, "session lost: {why}; the request was not sent"),
             RequestError::SessionLost(why) => write!(f, "session lost: {why}; the request may have run"),
             RequestError::Cancelled => write!(f, "given up by its user"),
         }

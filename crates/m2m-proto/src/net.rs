@@ -14,21 +14,31 @@
 use alloc::{collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
 
-use rand_chacha::{ChaCha12Rng, rand_core::{Rng, SeedableRng}};
+use rand_chacha::{
+    ChaCha12Rng,
+    rand_core::{Rng, SeedableRng},
+};
 
 use crate::{
     coap::{
         code::Code,
-        line::{LineConfig, RequestParts, ResponseParts},
+        line::{Context, Line, LineConfig, RequestParts, ResponseParts},
+        message::Mid,
         option_set::OptionSet,
+        pool::Pool,
     },
     config::Config,
     error::{CloseReason, CommandError, ConnectError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
-    relay::budget::{BucketTable, TokenBucket},
-    relay::registry::Registry,
-    session::keys::PeerKey,
+    relay::{
+        budget::{BucketTable, TokenBucket},
+        registry::Registry,
+    },
+    session::{
+        handshake::CookieSecret,
+        keys::{DhSecret, PeerKey, Role},
+    },
     stats::{Drop, Stats},
     time::{Duration, Time},
     wire::packet::{Packet, Token},
@@ -45,21 +55,32 @@ mod table;
 mod timers;
 mod transmit;
 
+pub use host::{HostConfig, MAX_HOSTS};
+
 pub use session::Path;
 
-use session::{Ask, Role, State};
+use session::{Ask, State};
 
 /// The largest UDP payload (protocol, section 3).
 pub const MAX_DATAGRAM: usize = 1200;
 /// Buffers kept for the next packets.
 const POOL: usize = 64;
+/// Sources that are told apart when INITs are budgeted.
+const INIT_BUCKETS: usize = 4096;
+/// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
+const MESSAGE_HEAD: usize = 4 + 8;
+/// Requests beyond the queue that may be on their way or waiting for separate responses.
+const MAX_IN_FLIGHT: usize = 768;
 
 /// Where a packet came from.
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     Direct(SocketAddr),
     /// In a RELAY frame, in the session with `neighbour`, which says that `src` sent it.
-    Through { neighbour: Id, src: Id },
+    Through {
+        neighbour: Id,
+        src: Id,
+    },
 }
 
 impl Origin {
@@ -118,7 +139,7 @@ pub struct Net {
     rng: ChaCha12Rng,
     /// Counts ephemerals, so that no two are the same whatever the generator does.
     ephemerals: u64,
-    cookie_secrets: [[u8; 32]; 2],
+    cookie_secrets: [CookieSecret; 2],
     cookie_rotated: Time,
     hash_secret: u64,
     born: Time,
@@ -128,7 +149,8 @@ pub struct Net {
     deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
-    pool: Vec<Vec<u8>>,
+    pool: Pool,
+    line_config: LineConfig,
     hosts: Vec<host::Host>,
     active_host: usize,
     last_epoch: u64,
@@ -143,8 +165,7 @@ impl Net {
     /// the same outputs, so in earnest it must come from the operating system, and never twice the same.
     pub fn new(config: Config, seed: [u8; 32], now: Time) -> Net {
         let mut rng = ChaCha12Rng::from_seed(seed);
-        let mut cookie_secrets = [[0; 32]; 2];
-        cookie_secrets.iter_mut().for_each(|secret| rng.fill_bytes(secret));
+        let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
         let (init, dh) = (config.limits.init_rate, config.limits.dh_rate);
         Net {
             hash_secret: rng.next_u64(),
@@ -158,13 +179,14 @@ impl Net {
             deadlines: BinaryHeap::new(),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),
-            pool: Vec::new(),
+            pool: Pool::new(POOL),
+            line_config: line_config(&config),
             hosts: Vec::new(),
             active_host: 0,
             last_epoch: config.last_epoch,
             registry: Registry::new(config.limits.registrations),
-            init_budget: BucketTable::new(4096, init.per_second, init.burst, now),
-            dh_budget: TokenBucket::new(dh.per_second, dh.burst, now),
+            init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
+            dh_budget: TokenBucket::new(dh.per_second, dh.burst),
             stats: Stats::default(),
             config,
         }
@@ -272,19 +294,22 @@ impl Net {
     }
 
     /// Gives a buffer back, so that the next packet needs no allocation.
-    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.pool.len() < POOL && buffer.capacity() >= MAX_DATAGRAM {
-            buffer.clear();
-            self.pool.push(buffer);
-        }
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.pool.give(buffer);
     }
 
     fn buffer(&mut self) -> Vec<u8> {
-        self.pool.pop().unwrap_or_else(|| Vec::with_capacity(MAX_DATAGRAM))
+        self.pool.take()
     }
 
     /// Opens a session. It exists at once: requests made in it wait until it is up.
-    pub fn connect(&mut self, now: Time, peer: Id, key: &PeerKey, route: Route) -> Result<SessionId, CommandError> {
+    pub fn connect(
+        &mut self,
+        now: Time,
+        peer: Id,
+        key: &PeerKey,
+        route: Route,
+    ) -> Result<SessionId, CommandError> {
         if peer == self.config.id {
             return Err(CommandError::OwnId);
         }
@@ -296,35 +321,40 @@ impl Net {
     }
 
     /// Sends a request; its answer comes as an event with `id`.
-    pub fn request(&mut self, now: Time, session: SessionId, id: RequestId, request: &Request<'_>) -> Result<(), CommandError> {
-        let max = self.max_message(session).ok_or(CommandError::Stale)?;
-        let rng = &mut self.rng;
-        let session_state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
-        if matches!(session_state.state, State::Closing { .. }) {
-            return Err(CommandError::Closed);
-        }
+    pub fn request(
+        &mut self,
+        now: Time,
+        session: SessionId,
+        id: RequestId,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        self.check_size(session, request.options, request.payload)?;
         let parts = RequestParts {
             code: request.code,
             options: request.options,
             payload: request.payload,
-            confirmable: request.confirmable,
+            is_confirmable: request.confirmable,
+            is_observe: false,
             deadline: request.deadline,
             user: id.0,
-            max_len: max,
         };
-        session_state.line.request(now, rng, &parts).map_err(CommandError::from)?;
+        let (state, mut cx) = self.line_of(now, session).ok_or(CommandError::Stale)?;
+        if matches!(state.state, State::Closing { .. }) {
+            return Err(CommandError::Closed);
+        }
+        state.line.request(&mut cx, &parts)?;
         self.touch(session);
         Ok(())
     }
 
     /// Gives a request up: no answer to it will be told.
-    pub fn cancel(&mut self, session: SessionId, id: RequestId) {
-        if let Some(session) = self.table.get_mut(session) {
-            session.line.cancel(id.0);
+    pub fn cancel(&mut self, now: Time, session: SessionId, id: RequestId) {
+        if let Some((state, mut cx)) = self.line_of(now, session) {
+            state.line.forget_user(&mut cx, id.0);
         }
     }
 
-    /// Answers a request that came in.
+    /// Answers a request that came in. After an error it still waits for its answer.
     pub fn respond(
         &mut self,
         now: Time,
@@ -333,13 +363,29 @@ impl Net {
         options: &OptionSet,
         payload: &[u8],
     ) -> Result<(), CommandError> {
-        let max_len = self.max_message(incoming.session).ok_or(CommandError::Stale)?;
-        let rng = &mut self.rng;
-        let session = self.table.get_mut(incoming.session).ok_or(CommandError::Stale)?;
-        let parts = ResponseParts { code, options, payload, max_len };
-        session.line.respond(now, rng, incoming.exchange, &parts).map_err(CommandError::from)?;
+        self.check_size(incoming.session, options, payload)?;
+        let (state, mut cx) = self.line_of(now, incoming.session).ok_or(CommandError::Stale)?;
+        state.line.respond(&mut cx, incoming.exchange, &ResponseParts { code, options, payload })?;
         self.touch(incoming.session);
         Ok(())
+    }
+
+    fn check_size(
+        &self,
+        session: SessionId,
+        options: &OptionSet,
+        payload: &[u8],
+    ) -> Result<(), CommandError> {
+        let max = self.max_message(session).ok_or(CommandError::Stale)?;
+        let marker = usize::from(!payload.is_empty());
+        let len = MESSAGE_HEAD + options_len(options) + marker + payload.len();
+        if len > max { Err(CommandError::TooLarge { len, max }) } else { Ok(()) }
+    }
+
+    /// A session, and what its line needs of the net for a call.
+    fn line_of(&mut self, now: Time, id: SessionId) -> Option<(&mut session::Session, Context<'_>)> {
+        let session = self.table.get_mut(id)?;
+        Some((session, Context { now, rng: &mut self.rng, pool: &mut self.pool, config: &self.line_config }))
     }
 
     /// Measures the round trip to a peer; the answer is [`Event::Pong`].
@@ -363,7 +409,7 @@ impl Net {
         self.hosts.clear();
         let all: Vec<SessionId> = self.table.all().collect();
         for session in all {
-            self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTDOWN));
+            self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
         }
     }
 
@@ -375,7 +421,7 @@ impl Net {
             initiator: state.role == Role::Initiator,
             up: state.is_up(),
             path: state.path,
-            rtt: state.line.rtt(),
+            rtt: state.line.round_trip(),
             max_message: self.max_message(session)?,
         })
     }
@@ -387,11 +433,10 @@ impl Net {
 
     /// A fresh ephemeral secret: from the generator, the net key and a counter, so that a generator that repeats itself
     /// repeats no ephemeral of another net or of another handshake.
-    fn ephemeral(&mut self) -> [u8; 32] {
-        let mut random = [0; 32];
-        self.rng.fill_bytes(&mut random);
+    fn ephemeral(&mut self) -> DhSecret {
         self.ephemerals += 1;
-        self.config.key.ephemeral(&random, self.ephemerals)
+        let random = fresh_secret(&mut self.rng);
+        DhSecret::from_bytes(self.config.key.ephemeral(&random, self.ephemerals))
     }
 
     /// A token that no session of this net has, marked with its shard.
@@ -405,16 +450,9 @@ impl Net {
         }
     }
 
-    fn line_config(&self) -> LineConfig {
-        let limits = &self.config.limits;
-        LineConfig {
-            queue_messages: limits.queue_messages,
-            queue_bytes: limits.queue_bytes,
-            open_incoming: limits.open_incoming,
-            answer_bytes: limits.answer_bytes,
-            ack_delay: self.config.timers.ack_delay,
-            ..LineConfig::default()
-        }
+    /// A line that starts at a random message id.
+    fn new_line(&mut self) -> Line {
+        Line::new(Mid(self.rng.next_u32() as u16))
     }
 
     fn event(&mut self, event: Event) {
@@ -424,7 +462,7 @@ impl Net {
     /// Ends a handshake of ours that did not become a session.
     fn fail(&mut self, now: Time, id: SessionId, why: ConnectError) {
         let Some(mut session) = self.table.remove(id) else { return };
-        self.drain_line(&mut session.line, crate::error::RequestError::NotSent(why));
+        self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
         for ask in core::mem::take(&mut session.control.asks) {
             self.ask_failed(ask.what);
         }
@@ -432,5 +470,35 @@ impl Net {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),
         }
+    }
+}
+
+/// Bytes that options take in a message (RFC 7252, section 3.1).
+fn options_len(options: &OptionSet) -> usize {
+    let extended = |n: usize| usize::from(n >= 13) + usize::from(n >= 269);
+    let mut before = 0;
+    options.iter().fold(0, |len, option| {
+        let delta = usize::from(option.number.0 - core::mem::replace(&mut before, option.number.0));
+        len + 1 + extended(delta) + extended(option.value.len()) + option.value.len()
+    })
+}
+
+fn fresh_secret(rng: &mut ChaCha12Rng) -> [u8; 32] {
+    let mut secret = [0; 32];
+    rng.fill_bytes(&mut secret);
+    secret
+}
+
+fn line_config(config: &Config) -> LineConfig {
+    let limits = &config.limits;
+    LineConfig {
+        max_message: MAX_DATAGRAM,
+        max_waiting: limits.queue_messages,
+        max_waiting_bytes: limits.queue_bytes,
+        max_requests: limits.queue_messages + MAX_IN_FLIGHT,
+        max_incoming: limits.open_incoming,
+        max_answer_bytes: limits.answer_bytes,
+        ack_delay: config.timers.ack_delay,
+        ..LineConfig::default()
     }
 }

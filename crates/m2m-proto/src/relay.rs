@@ -1,2 +1,3 @@
-//! Relaying between registered nets: who may send how much.
+//! Ids: who is registered here, and what each may send.
 pub mod budget;
+pub mod registry;

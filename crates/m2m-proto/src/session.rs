@@ -1,5 +1,112 @@
-//! Keys: the handshake, what protects a packet, what refuses a replay.
+//! Keys: the handshake, what protects a packet, what refuses a replay. [`Secure`] holds them together for one session.
 pub mod handshake;
 pub mod keys;
 pub mod pn;
 pub mod replay;
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use handshake::Established;
+use keys::{OpenKey, Root, SealKey, ShortHeader};
+use pn::Pn;
+use replay::{Verdict, Window};
+
+use crate::wire::packet::{PnLen, Token};
+
+/// Bytes that a short packet adds to its plaintext with the usual two-byte packet number and a 16-byte tag.
+pub const SHORT_OVERHEAD: usize = 1 + 4 + 2 + 16;
+/// The same with a four-byte packet number: what sizes are computed with, so that they never change in mid-session.
+pub const MAX_SHORT_OVERHEAD: usize = SHORT_OVERHEAD + 2;
+/// So many packets one key protects; then the session ends (protocol, section 4.2; RFC 9001, 6.6 allows 2^23).
+pub const KEY_LIMIT: u64 = 1 << 23;
+
+/// What protects the packets of one session. Keys are kept raw and expanded at use, so that an idle session is small.
+pub struct Secure {
+    root: Root,
+    seal: SealKey,
+    open: OpenKey,
+    peer_token: Token,
+    /// The number of the next packet to send; never used twice.
+    next_pn: Pn,
+    /// The highest of our numbers that an answer came to.
+    answered: Option<Pn>,
+    window: Window,
+}
+
+/// Why a packet was not opened. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// Its number was seen before, or is too old to tell.
+    Replayed,
+    /// It was not sealed with this session's key.
+    Forged,
+}
+
+impl Secure {
+    /// The keys that a handshake ended with.
+    pub fn new(established: &Established) -> Secure {
+        let (seal, open) = established.packet_keys();
+        Secure {
+            root: established.root().clone(),
+            seal,
+            open,
+            peer_token: established.peer_token(),
+            next_pn: Pn(0),
+            answered: None,
+            window: Window::default(),
+        }
+    }
+
+    /// Makes room for the header of the next packet at the end of an empty buffer; the plaintext follows, then [`Secure::seal`].
+    pub fn begin(&self, buffer: &mut Vec<u8>) {
+        buffer.clear();
+        buffer.resize(self.pn_len().header_len(), 0);
+    }
+
+    /// Seals what [`Secure::begin`] and the caller wrote. The packet number is spent, whatever happens to the packet.
+    pub fn seal(&mut self, buffer: &mut Vec<u8>) {
+        let header =
+            ShortHeader { key_phase: false, token: self.peer_token, pn: self.next_pn, pn_len: self.pn_len() };
+        buffer.resize(buffer.len() + self.seal.suite().tag_len(), 0);
+        self.next_pn = Pn(self.next_pn.0 + 1);
+        self.seal
+            .seal_in_place(&header, buffer)
+            .expect("the buffer begins with a header and holds a byte of plaintext");
+    }
+
+    /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window.
+    pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
+        let largest = self.window.newest().unwrap_or_default();
+        let (pn, plain) = self.open.open_in_place(packet, largest).map_err(|_| OpenError::Forged)?;
+        if self.window.check(pn) != Verdict::Fresh {
+            return Err(OpenError::Replayed);
+        }
+        self.window.mark(pn);
+        Ok(plain)
+    }
+
+    /// An answer to our packet of this number came.
+    pub fn answered(&mut self, pn: Pn) {
+        self.answered = self.answered.max(Some(pn));
+    }
+
+    /// The number that the next packet will have.
+    pub fn next_pn(&self) -> Pn {
+        self.next_pn
+    }
+
+    /// How many packets have left since the last that was answered.
+    pub fn unanswered(&self) -> u64 {
+        self.answered.map_or(self.next_pn.0, |answered| self.next_pn.0 - answered.0)
+    }
+
+    /// What a session that takes this one over will name (protocol, section 9).
+    pub fn resume_tag(&self) -> [u8; 8] {
+        self.root.resume_tag()
+    }
+
+    fn pn_len(&self) -> PnLen {
+        self.next_pn.len_on_wire(self.answered)
+    }
+}

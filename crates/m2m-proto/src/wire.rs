@@ -1,4 +1,5 @@
 //! Bytes: every packet and frame, decoded to borrowed enums.
 pub mod bundle;
-pub(crate) mod cursor;
+pub mod cursor;
 pub mod frame;
+pub mod packet;

@@ -110,10 +110,7 @@ async fn start_host(keys: &Keys, address: SocketAddr) -> Told<Net> {
 
 async fn start_device(builder: NetBuilder, router: Router) -> Told<Net> {
     let net = builder.open().await.map_err(expected("a net"))?;
-    tokio::spawn({
-        let net = net.clone();
-        async move { net.serve(router).await }
-    });
+    tokio::spawn(net.serve(router));
     net.registered().await.map_err(expected("the host to take the registration"))?;
     let words = format!("from port {}; from now on it is reached by its id alone", net.local_addr().port());
     Ok((net, words))

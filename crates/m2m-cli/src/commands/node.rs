@@ -25,13 +25,8 @@ pub(super) async fn run(settings: &Settings, output: Output, args: Node) -> Resu
     let net = builder.open().await?;
     let router = if args.echo { echo(Router::new()) } else { print_data(Router::new(), output) };
     let router = args.resources.into_iter().fold(router, with_resource);
-    let serving = tokio::spawn({
-        let net = net.clone();
-        async move { net.serve(router).await }
-    });
-    let done = run_until_stopped(&net, output, "node").await;
-    serving.abort();
-    done
+    tokio::spawn(net.serve(router));
+    run_until_stopped(&net, output, "node").await
 }
 
 fn echo(router: Router) -> Router {

@@ -29,7 +29,7 @@ pub(super) async fn run(
         request = request.format(format);
     }
     let start = Instant::now();
-    let response = nets::within(settings, "the peer", async { request.await }).await;
+    let response = nets::within(settings, "the peer", request).await;
     let time = start.elapsed();
     nets::close(&link.net).await;
     print(output, &response?, time)

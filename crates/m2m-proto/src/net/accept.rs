@@ -3,18 +3,21 @@ use alloc::boxed::Box;
 
 use super::{
     Net, Origin,
-    session::{Control, HalfOpen, Keepalive, Path, Proof, Role, Session, State},
+    session::{Control, HalfOpen, Keepalive, Path, Proof, Session, State},
 };
 use crate::{
-    coap::line::Line,
     error::CloseReason,
     event::{Event, SessionId},
     id::Id,
     relay::budget::source_key,
-    session::{Secure, cookie, handshake, keys::{PairKey, Suite}},
+    session::{
+        Secure, handshake,
+        handshake::CookieSecret,
+        keys::{PairKey, Role},
+    },
     stats::Drop,
     time::{Duration, Time},
-    wire::packet::Init,
+    wire::packet::{Init, RespPayload, Suite},
 };
 
 /// A session heard within this time is never evicted for another of the same peer.
@@ -51,9 +54,11 @@ impl Net {
             return self.stats.drop(Drop::OverBudget);
         }
         let pair = self.config.key.pair(init.src, init.dst);
-        let Ok(opened) = handshake::open_init(init, &pair) else { return self.stats.drop(Drop::BadHandshake) };
+        let Ok(opened) = handshake::open_init(init, &pair) else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
         self.init_budget.give_back(source, 1);
-        let Some(suite) = self.config.suites.iter().copied().find(|suite| init.suites.contains(*suite)) else {
+        let Some(suite) = init.suites.choose(&self.config.suites) else {
             return self.stats.drop(Drop::BadHandshake);
         };
 
@@ -74,7 +79,7 @@ impl Net {
         {
             return self.stats.drop(Drop::TableFull);
         }
-        self.answer_init(now, origin, init, opened, suite);
+        self.answer_init(now, origin, init, &opened, suite);
     }
 
     fn standing(&self, init: &Init<'_>) -> Standing {
@@ -113,22 +118,27 @@ impl Net {
         }
     }
 
-    fn answer_init(&mut self, now: Time, origin: Origin, init: &Init<'_>, opened: handshake::OpenedInit, suite: Suite) {
-        let (ephemeral, ctoken) = (self.ephemeral(), self.token());
-        let fields = handshake::RespFields {
+    fn answer_init(
+        &mut self,
+        now: Time,
+        origin: Origin,
+        init: &Init<'_>,
+        opened: &handshake::OpenedInit,
+        suite: Suite,
+    ) {
+        let (ephemeral, ctoken, line) = (self.ephemeral(), self.token(), self.new_line());
+        let fields = RespPayload {
             ctoken,
             suite,
             caps: self.caps(),
             max_udp: super::MAX_DATAGRAM as u16,
-            mem: self.mem(now),
-            unix: self.unix_s(now),
+            mem_s: self.mem(now),
+            unix_s: self.unix_s(now),
         };
-        let Ok((resp, established)) = opened.respond(self.config.id, &ephemeral, &fields) else {
+        let Ok((resp, established)) = opened.respond(self.config.id, ephemeral, &fields) else {
             return self.stats.drop(Drop::BadHandshake);
         };
         self.stats.handshakes += 1;
-        let mut line = Line::new(&mut self.rng, self.line_config());
-        line.handshake_rtt(None);
         let half_open = HalfOpen {
             stoken: init.stoken,
             ephemeral: *init.ephemeral,
@@ -142,7 +152,7 @@ impl Net {
             role: Role::Responder,
             path: origin.path(),
             state: State::HalfOpen(Box::new(half_open)),
-            secure: Some(Box::new(Secure::responder(&established))),
+            secure: Some(Box::new(Secure::new(&established))),
             line,
             control: Control::default(),
             keepalive: Keepalive {
@@ -154,9 +164,14 @@ impl Net {
             last_heard: now,
             confirmed: true,
             host: None,
-            proof: self.config.registry.then(|| Box::new(Proof::Expected(established.prove_check()))),
+            proof: self.config.registry.then(|| {
+                Box::new(Proof::Expected {
+                    ephemeral: established.ephemeral.clone(),
+                    hash: *established.hash(),
+                })
+            }),
             guest: None,
-            max_udp: established.max_udp,
+            max_udp: established.init.max_udp,
             dirty: false,
             armed: Time::NEVER,
         });
@@ -179,10 +194,14 @@ impl Net {
 
     fn evict_beyond_cap(&mut self, now: Time, peer: Id) {
         let up = self.table.of_peer(peer).filter(|(_, session)| session.is_up());
-        let (count, longest_silent) = up.fold((0, None), |(count, longest): (usize, Option<(Time, SessionId)>), (id, session)| {
-            let heard = session.last_heard;
-            (count + 1, if longest.is_none_or(|(time, _)| heard < time) { Some((heard, id)) } else { longest })
-        });
+        let (count, longest_silent) =
+            up.fold((0, None), |(count, longest): (usize, Option<(Time, SessionId)>), (id, session)| {
+                let heard = session.last_heard;
+                (
+                    count + 1,
+                    if longest.is_none_or(|(time, _)| heard < time) { Some((heard, id)) } else { longest },
+                )
+            });
         if count <= self.config.limits.sessions_per_peer {
             return;
         }
@@ -216,30 +235,33 @@ impl Net {
     }
 
     fn cookie_is_valid(&mut self, now: Time, origin: Origin, init: &Init<'_>) -> bool {
-        let (Some(shown), Some(address)) = (init.cookie, self.cookie_address(origin)) else { return false };
+        let Some(address) = self.cookie_address(origin).filter(|_| init.cookie.is_some()) else {
+            return false;
+        };
         self.rotate_cookie_secrets(now);
-        self.cookie_secrets.iter().any(|secret| cookie::is_valid(secret, address, init, shown))
+        self.cookie_secrets.iter().any(|secret| secret.verify(address, init))
     }
 
     fn send_cookie(&mut self, now: Time, origin: Origin, init: &Init<'_>, pair: &PairKey) {
         let Some(address) = self.cookie_address(origin) else { return };
         self.rotate_cookie_secrets(now);
         self.stats.cookies += 1;
-        let reply = cookie::reply(&self.cookie_secrets[0], address, init, self.config.id, pair);
+        // An INIT to whoever is there is answered under our own id; the initiator takes either.
+        let own = self.config.id;
+        let reply = self.cookie_secrets[0].reply(address, init, own, pair);
         self.send_back(now, origin, init.src, &reply);
     }
 
     fn rotate_cookie_secrets(&mut self, now: Time) {
-        use rand_chacha::rand_core::Rng;
         let age = now.since(self.cookie_rotated);
         if age < COOKIE_ROTATION {
             return;
         }
         self.cookie_rotated = now;
         self.cookie_secrets.swap(0, 1);
-        self.rng.fill_bytes(&mut self.cookie_secrets[0]);
+        self.cookie_secrets[0] = CookieSecret::from_bytes(super::fresh_secret(&mut self.rng));
         if age >= 2 * COOKIE_ROTATION {
-            self.rng.fill_bytes(&mut self.cookie_secrets[1]);
+            self.cookie_secrets[1] = CookieSecret::from_bytes(super::fresh_secret(&mut self.rng));
         }
     }
 }

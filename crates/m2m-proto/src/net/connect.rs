@@ -3,22 +3,29 @@ use alloc::{boxed::Box, vec::Vec};
 
 use super::{
     Net,
-    session::{Connecting, Control, Keepalive, LookupFor, Path, Proof, Role, Session, State, Ask},
+    session::{Ask, Connecting, Control, Keepalive, LookupFor, Path, Proof, Session, State},
 };
 use crate::{
-    coap::line::Line,
     error::{CommandError, ConnectError},
     event::{Event, SessionId},
     id::Id,
-    session::{Secure, handshake, keys::PeerKey},
+    session::{
+        Secure, handshake,
+        keys::{self, PeerKey},
+    },
     stats::Drop,
     time::{Duration, Time},
-    wire::packet::{CookieReply, Resp},
+    wire::packet::{Caps, CookieReply, KeyId, Resp, SuiteSet},
 };
 
 /// INITs leave so long after the first one (protocol, section 4); after the last the wait goes on to the deadline.
-const INIT_SCHEDULE: [Duration; 5] =
-    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(7)];
+const INIT_SCHEDULE: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(7),
+];
 /// So many unanswered INITs to a peer that is online mean: it does not accept our key.
 const INITS_FOR_A_VERDICT: u8 = 3;
 /// INIT offers what this net can do.
@@ -37,22 +44,22 @@ impl Net {
         if self.table.len() >= self.config.limits.sessions {
             return Err(CommandError::TableFull);
         }
-        let pair = key.pair(self.config.id, peer).ok_or(CommandError::WrongPair)?;
-        let (ephemeral, stoken) = (self.ephemeral(), self.token());
+        let pair = key.pair(self.config.id, peer);
+        let (ephemeral, stoken, line) = (self.ephemeral(), self.token(), self.new_line());
         let fields = handshake::InitFields {
             dst: peer,
             src: self.config.id,
             stoken,
-            key_id: self.config.key_id,
-            suites: self.config.suites.iter().copied().collect(),
+            key_id: KeyId(self.config.key_id),
+            suites: SuiteSet::of(&self.config.suites),
             caps: self.caps(),
             max_udp: super::MAX_DATAGRAM as u16,
         };
-        let (handshake, init) = handshake::Initiator::start(&fields, &pair, &ephemeral);
+        let handshake = handshake::Initiator::start(&fields, &pair, ephemeral);
         let deadline = now + self.config.timers.handshake_timeout;
         let connecting = Connecting {
+            init: Vec::from(handshake.init()),
             handshake,
-            init: Vec::from(init),
             sent: 0,
             first_sent: now,
             next: now,
@@ -63,11 +70,11 @@ impl Net {
             peer,
             next_of_peer: None,
             own_token: stoken,
-            role: Role::Initiator,
+            role: keys::Role::Initiator,
             path,
             state: State::Connecting(Box::new(connecting)),
             secure: None,
-            line: Line::new(&mut self.rng, self.line_config()),
+            line,
             control: Control::default(),
             keepalive: Keepalive {
                 interval: self.config.timers.ping_min,
@@ -89,20 +96,26 @@ impl Net {
         Ok(id)
     }
 
-    pub(super) fn caps(&self) -> u8 {
-        u8::from(self.config.registry) * CAP_REGISTRY | u8::from(self.config.relay) * CAP_RELAY
+    pub(super) fn caps(&self) -> Caps {
+        Caps(u8::from(self.config.registry) * CAP_REGISTRY | u8::from(self.config.relay) * CAP_RELAY)
     }
 
     /// Sends INIT, again or for the first time, and sets the next time; ends a handshake whose time is over.
     pub(super) fn send_init(&mut self, now: Time, id: SessionId) {
-        let waits_for_host = self.table.get(id).is_some_and(|session| !self.can_send(&session.path));
+        let path = self.table.get(id).map(|session| session.path);
+        let waits_for_host = path.is_some_and(|path| !self.can_send(&path));
+        if waits_for_host && let Some(Path::Through(host)) = path {
+            self.wait_for_host(host, id);
+        }
         let jitter = self.jitter();
         let Some(session) = self.table.get_mut(id) else { return };
         let State::Connecting(connecting) = &mut session.state else { return };
         if now >= connecting.deadline {
             let why = match (waits_for_host, connecting.online) {
                 (true, _) => ConnectError::HostUnreachable,
-                (false, Some(true)) if connecting.sent >= INITS_FOR_A_VERDICT => ConnectError::AuthenticationFailed,
+                (false, Some(true)) if connecting.sent >= INITS_FOR_A_VERDICT => {
+                    ConnectError::AuthenticationFailed
+                }
                 (false, Some(false)) => ConnectError::UnknownPeer,
                 _ => ConnectError::Unreachable,
             };
@@ -148,18 +161,24 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
-        session.secure = Some(Box::new(Secure::initiator(&established)));
+        session.secure = Some(Box::new(Secure::new(&established)));
         session.state = State::Up;
-        session.max_udp = established.max_udp;
+        session.max_udp = established.resp.max_udp;
         session.last_heard = now;
         session.keepalive.last_answer = now;
-        session.line.handshake_rtt(rtt);
+        if let Some(rtt) = rtt {
+            session.line.add_round_trip(rtt);
+        }
         let host = session.host;
         let peer = established.peer;
         let old_peer = session.peer;
         if host.is_some() && !self.config.ephemeral {
-            let (public, mac) = established.prove(&self.config.device);
-            session.proof = Some(Box::new(Proof::Made { public, mac }));
+            let made = self.config.device.prove(
+                &established.peer_ephemeral,
+                established.hash(),
+                keys::Role::Initiator,
+            );
+            session.proof = made.ok().map(|proof| Box::new(Proof::Made(proof)));
         }
         let next_s = super::timers::next_s(session);
         session.control.ask(Ask::Ping { user: None, next_s }, now);
@@ -167,7 +186,7 @@ impl Net {
             self.table.rename(id, peer);
         }
         match host {
-            Some(host) => self.host_session_up(now, host, id, established.unix),
+            Some(host) => self.host_session_up(now, host, id, established.resp.unix_s),
             None => self.event(Event::Connected { session: id, peer }),
         }
         self.touch(id);
@@ -178,8 +197,13 @@ impl Net {
     pub(super) fn on_cookie(&mut self, now: Time, cookie: &CookieReply<'_>) {
         let Some(id) = self.table.by_token(cookie.stoken) else { return self.stats.drop(Drop::UnknownToken) };
         let Some(session) = self.table.get_mut(id) else { return };
-        let State::Connecting(connecting) = &mut session.state else { return self.stats.drop(Drop::Replayed) };
-        let Ok(init) = connecting.handshake.with_cookie(cookie) else { return self.stats.drop(Drop::BadHandshake) };
+        let State::Connecting(connecting) = &mut session.state else {
+            return self.stats.drop(Drop::Replayed);
+        };
+        let Ok(cookie) = connecting.handshake.read_cookie(cookie) else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
+        let init = connecting.handshake.init_with_cookie(&cookie);
         if connecting.init == init {
             return self.stats.drop(Drop::Replayed);
         }

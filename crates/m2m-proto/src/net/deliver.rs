@@ -1,15 +1,19 @@
 //! What a short packet holds: it opens or it is dropped; then its frames and messages act, in order.
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::{
     Net, Origin,
-    session::{Ask, Path, Role, State},
+    session::{Ask, Path, State},
 };
 use crate::{
-    coap::line::LineEvent,
-    error::CloseReason,
+    coap::{
+        line::{Failure, LineEvent, Outcome},
+        message::Message,
+    },
+    error::{CloseReason, RequestError},
     event::{Event, IncomingId, RequestId, SessionId},
-    session::OpenError,
+    session::{OpenError, keys::Role, pn::Pn},
     stats::Drop,
     time::{Duration, Time},
     wire::{
@@ -37,7 +41,12 @@ impl Net {
         match session.state {
             State::HalfOpen(_) => self.confirm(now, id, origin),
             State::Closing { .. } => {
-                return self.send_frame(now, id, origin.path(), &Frame::Close { code: CloseCode::DONE, text: "" });
+                return self.send_frame(
+                    now,
+                    id,
+                    origin.path(),
+                    &Frame::Close { code: CloseCode::DONE, text: "" },
+                );
             }
             _ => {}
         }
@@ -58,31 +67,48 @@ impl Net {
         self.arm(id);
     }
 
-    fn on_message(&mut self, now: Time, id: SessionId, message: &[u8]) {
-        let Some(session) = self.table.get_mut(id) else { return };
-        if session.line.handle_message(now, &mut self.rng, message).is_err() {
-            return self.stats.drop(Drop::BadFrame);
-        }
-        if let (Some(pn), Some(secure)) = (session.line.take_answered(), session.secure.as_mut()) {
-            secure.answered(pn);
+    fn on_message(&mut self, now: Time, id: SessionId, bytes: &[u8]) {
+        let Ok(message) = Message::parse(bytes) else { return self.stats.drop(Drop::BadFrame) };
+        let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        let handled = session.line.handle_message(&mut cx, &message);
+        if let (Some(pn), Some(secure)) = (handled.answered, session.secure.as_mut()) {
+            secure.answered(Pn(pn));
             session.keepalive.last_answer = now;
         }
-        self.tell_line_events(id);
+        let peer = session.peer;
+        match handled.outcome {
+            Outcome::Request(exchange) => {
+                let incoming = IncomingId { session: id, exchange };
+                let message = self.copy(bytes);
+                self.event(Event::Request { incoming, peer, message });
+            }
+            Outcome::Response { user, .. } => {
+                let message = self.copy(bytes);
+                self.event(Event::Response { request: RequestId(user), message });
+            }
+            _ => {}
+        }
+        self.tell_line_events(id, None);
     }
 
-    /// Passes on what the line has to tell its user.
-    pub(super) fn tell_line_events(&mut self, id: SessionId) {
-        let Some(session) = self.table.get_mut(id) else { return };
-        let peer = session.peer;
-        while let Some(event) = session.line.poll_event() {
-            let event = match event {
-                LineEvent::Request { incoming, message } => {
-                    Event::Request { incoming: IncomingId { session: id, exchange: incoming }, peer, message }
-                }
-                LineEvent::Response { user, message } => Event::Response { request: RequestId(user), message },
-                LineEvent::Failed { user, why } => Event::RequestFailed { request: RequestId(user), why: why.into() },
-            };
-            self.outputs.push_back(crate::event::Output::Event(event));
+    fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut copy = self.buffer();
+        copy.extend_from_slice(bytes);
+        copy
+    }
+
+    /// Passes on what a session's line has to tell its user; `end` says why the session is over, if it is.
+    pub(super) fn tell_line_events(&mut self, id: SessionId, end: Option<CloseReason>) {
+        while let Some(event) = self.table.get_mut(id).and_then(|session| session.line.poll_event()) {
+            if let LineEvent::Failed { user, reason, .. } = event {
+                let why = match (reason, end) {
+                    (Failure::NotSent, Some(why)) => RequestError::NeverLeft(why),
+                    (Failure::SessionLost, Some(why)) => RequestError::SessionLost(why),
+                    (Failure::Reset, _) => RequestError::Reset,
+                    _ => RequestError::TimedOut,
+                };
+                self.event(Event::RequestFailed { request: RequestId(user), why });
+            }
         }
     }
 
@@ -133,13 +159,15 @@ impl Net {
 
     fn on_pong(&mut self, now: Time, id: SessionId, req: Req, observed: Option<SocketAddr>) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. })) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. })) else {
+            return;
+        };
         if let Some(secure) = session.secure.as_mut() {
-            secure.answered(asked.first_pn);
+            secure.answered(Pn(asked.first_pn));
         }
         let rtt = now.since(asked.first_sent);
         if asked.sent == 1 {
-            session.line.sample_rtt(rtt);
+            session.line.add_round_trip(rtt);
         }
         session.keepalive.last_answer = now;
         match asked.what {
@@ -168,7 +196,11 @@ impl Net {
 
     /// The session with a neighbour: the one with our host, or the one that it registered through.
     pub(super) fn hop_session(&self, neighbour: crate::id::Id) -> Option<SessionId> {
-        let ours = self.hosts.iter().find(|host| host.id == neighbour).and_then(super::host::Host::registered_session);
+        let ours = self
+            .hosts
+            .iter()
+            .find(|host| host.id == neighbour)
+            .and_then(super::host::Host::registered_session);
         ours.or_else(|| self.registry.get(&neighbour).map(|registration| registration.session))
     }
 

@@ -17,7 +17,7 @@ use crate::{
     error::{CloseReason, CommandError, ConnectError},
     event::{Event, HostLoss, Output, RequestId, SessionId},
     id::Id,
-    session::keys::PeerKey,
+    session::{keys::PeerKey, pn::Pn},
     time::{Duration, Time},
     wire::frame::{CloseCode, Epoch, FoundStatus, RegisterStatus, Req},
 };
@@ -88,7 +88,9 @@ impl Host {
 
     fn session(&self) -> Option<SessionId> {
         match self.phase {
-            Phase::Connecting(session) | Phase::Registering(session) | Phase::Registered(session) => Some(session),
+            Phase::Connecting(session) | Phase::Registering(session) | Phase::Registered(session) => {
+                Some(session)
+            }
             Phase::Down | Phase::Refused => None,
         }
     }
@@ -142,7 +144,13 @@ impl Net {
     }
 
     /// Asks the host whether a net is online; the answer is [`Event::Found`]. Waits for the host if it is away, until `deadline`.
-    pub fn lookup(&mut self, now: Time, id: Id, request: RequestId, deadline: Time) -> Result<(), CommandError> {
+    pub fn lookup(
+        &mut self,
+        now: Time,
+        id: Id,
+        request: RequestId,
+        deadline: Time,
+    ) -> Result<(), CommandError> {
         let host = self.hosts.get_mut(self.active_host).ok_or(CommandError::NoHost)?;
         if host.lookups.len() >= MAX_WAITING {
             return Err(CommandError::QueueFull);
@@ -158,7 +166,9 @@ impl Net {
             let address = host.addresses.get(host.next_address % host.addresses.len().max(1));
             return address.map(|address| Path::Direct(*address)).ok_or(CommandError::NoHost);
         }
-        if let Some(path) = self.registry.get(&peer).and_then(|there| Some(self.table.get(there.session)?.path)) {
+        if let Some(path) =
+            self.registry.get(&peer).and_then(|there| Some(self.table.get(there.session)?.path))
+        {
             return Ok(path);
         }
         let host = self.hosts.get(self.active_host).ok_or(CommandError::NoHost)?;
@@ -183,7 +193,10 @@ impl Net {
             }
         }
         let due = matches!(host.phase, Phase::Down | Phase::Refused) && host.retry_at <= now;
-        let Some(address) = host.addresses.get(host.next_address % host.addresses.len().max(1)).copied() else { return };
+        let Some(address) = host.addresses.get(host.next_address % host.addresses.len().max(1)).copied()
+        else {
+            return;
+        };
         if due {
             self.open_host_session(now, address);
         }
@@ -225,12 +238,14 @@ impl Net {
 
     pub(super) fn on_registered(&mut self, now: Time, id: SessionId, req: Req, answer: Answer) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Register { .. })) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Register { .. })) else {
+            return;
+        };
         if asked.sent == 1 {
-            session.line.sample_rtt(now.since(asked.first_sent));
+            session.line.add_round_trip(now.since(asked.first_sent));
         }
         if let Some(secure) = session.secure.as_mut() {
-            secure.answered(asked.first_pn);
+            secure.answered(Pn(asked.first_pn));
         }
         let Some(place) = session.host else { return };
         let Some(host) = self.hosts.get_mut(place) else { return };
@@ -367,7 +382,8 @@ impl Net {
     }
 
     fn wake_waiting(&mut self, now: Time, place: usize) {
-        let waiting = self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
+        let waiting =
+            self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
         for id in waiting {
             if let Some(session) = self.table.get_mut(id)
                 && let State::Connecting(connecting) = &mut session.state
@@ -382,10 +398,9 @@ impl Net {
         let Some(host) = self.hosts.get_mut(self.active_host) else { return };
         let Some(session) = host.registered_session() else { return };
         for (id, request, _) in core::mem::take(&mut host.lookups) {
-            let asked = self
-                .table
-                .get_mut(session)
-                .is_some_and(|state| state.control.ask(Ask::Lookup { id, why: LookupFor::User(request) }, now));
+            let asked = self.table.get_mut(session).is_some_and(|state| {
+                state.control.ask(Ask::Lookup { id, why: LookupFor::User(request) }, now)
+            });
             if !asked {
                 self.event(Event::Found { request, status: Some(FoundStatus::BUSY) });
             }
@@ -404,9 +419,11 @@ impl Net {
 
     pub(super) fn on_found(&mut self, now: Time, id: SessionId, req: Req, status: FoundStatus) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Lookup { .. })) else { return };
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Lookup { .. })) else {
+            return;
+        };
         if let Some(secure) = session.secure.as_mut() {
-            secure.answered(asked.first_pn);
+            secure.answered(Pn(asked.first_pn));
         }
         session.keepalive.last_answer = now;
         match asked.what {
@@ -414,7 +431,9 @@ impl Net {
                 self.event(Event::Found { request, status: Some(status) });
             }
             Ask::Lookup { why: LookupFor::Session(waiting), .. } => {
-                if let Some(State::Connecting(connecting)) = self.table.get_mut(waiting).map(|session| &mut session.state) {
+                if let Some(State::Connecting(connecting)) =
+                    self.table.get_mut(waiting).map(|session| &mut session.state)
+                {
                     connecting.online = match status {
                         FoundStatus::ONLINE | FoundStatus::ELSEWHERE => Some(true),
                         FoundStatus::OFFLINE => Some(false),

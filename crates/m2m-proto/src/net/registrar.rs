@@ -3,14 +3,18 @@ use alloc::boxed::Box;
 
 use super::{
     Net,
-    session::{Guest, Proof, Registering, Role},
+    session::{Guest, Proof, Registering},
 };
 use crate::{
     config::Config,
     error::CloseReason,
     event::{ClaimOutcome, ClaimRequest, Event, Output, SessionId},
     id::Id,
-    relay::{budget::TokenBucket, registry::{Bound, Registration}},
+    relay::{
+        budget::TokenBucket,
+        registry::{Bound, Registration},
+    },
+    session::keys::{self, Role},
     stats::Drop,
     time::{Duration, Time},
     wire::frame::{CloseCode, Epoch, FoundStatus, Frame, RegisterStatus, Req},
@@ -46,8 +50,9 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         // One try: who proves nothing costs one DH and has to make a new session for another.
         let Some(proof) = session.proof.take() else { return };
-        if let Proof::Expected(check) = *proof
-            && check.verify(public, mac)
+        let shown = keys::Proof { public: *public, mac: *mac };
+        if let Proof::Expected { ephemeral, hash } = *proof
+            && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {
             session.guest.get_or_insert_with(guest).proven = Some(*public);
         } else {
@@ -67,7 +72,8 @@ impl Net {
             return;
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
-        let allowed = session.role == Role::Responder && !peer.is_reserved() && peer != self.config.id && !mesh;
+        let allowed =
+            session.role == Role::Responder && !peer.is_reserved() && peer != self.config.id && !mesh;
         if !allowed || (guest.proven.is_none() && !asked.ephemeral) {
             return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
         }
@@ -81,7 +87,8 @@ impl Net {
     }
 
     pub(super) fn finish_registration(&mut self, now: Time, id: SessionId, outcome: ClaimOutcome) {
-        let Some(asked) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()?.waiting.take()) else {
+        let Some(asked) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()?.waiting.take())
+        else {
             return;
         };
         match outcome {
@@ -89,8 +96,12 @@ impl Net {
             ClaimOutcome::Taken { since } => {
                 self.answer_register(id, asked.req, RegisterStatus::CLAIMED, asked.epoch, since);
             }
-            ClaimOutcome::NotListed => self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0),
-            ClaimOutcome::Failed => self.answer_register(id, asked.req, RegisterStatus::STORE, asked.epoch, 0),
+            ClaimOutcome::NotListed => {
+                self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0)
+            }
+            ClaimOutcome::Failed => {
+                self.answer_register(id, asked.req, RegisterStatus::STORE, asked.epoch, 0)
+            }
         }
         self.touch(id);
     }
@@ -103,9 +114,12 @@ impl Net {
             return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
         }
         let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
-        let lease = Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
+        let lease =
+            Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch }) {
-            Bound::Stale(epoch) => return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0),
+            Bound::Stale(epoch) => {
+                return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);
+            }
             Bound::Full => return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0),
             Bound::Replaced(older) => {
                 self.end(now, older, CloseReason::Peer(CloseCode::REPLACED.0), Some(CloseCode::REPLACED));
@@ -165,11 +179,13 @@ impl Net {
     pub(super) fn on_lookup(&mut self, now: Time, id: SessionId, req: Req, wanted: Id) {
         let own = self.config.id;
         let Some(session) = self.table.get_mut(id) else { return };
-        let status = match session.guest.as_mut().filter(|guest| guest.registered) {
+        let in_budget =
+            session.guest.as_mut().filter(|guest| guest.registered).map(|guest| guest.lookups.take(now, 1));
+        let status = match in_budget {
             None => FoundStatus::REFUSED,
-            Some(guest) if !guest.lookups.take(now, 1) => FoundStatus::BUSY,
-            Some(_) if wanted == own || self.registry.get(&wanted).is_some() => FoundStatus::ONLINE,
-            Some(_) => FoundStatus::OFFLINE,
+            Some(false) => FoundStatus::BUSY,
+            Some(true) if wanted == own || self.registry.get(&wanted).is_some() => FoundStatus::ONLINE,
+            Some(true) => FoundStatus::OFFLINE,
         };
         let home = if status == FoundStatus::ONLINE { own } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });

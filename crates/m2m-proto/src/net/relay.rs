@@ -108,7 +108,8 @@ impl Net {
         let Some(packet) = relayed.inner.last_chunk::<8>().copied() else { return };
         let Some(session) = self.table.get_mut(to) else { return };
         let config = &self.config;
-        let guest = session.guest.get_or_insert_with(|| alloc::boxed::Box::new(super::session::Guest::new(config)));
+        let guest =
+            session.guest.get_or_insert_with(|| alloc::boxed::Box::new(super::session::Guest::new(config)));
         if guest.errors.take(now, 1) {
             session.control.once(Frame::Error { code, dst: relayed.dst, src: relayed.src, packet });
             self.touch(to);

@@ -11,11 +11,13 @@ use core::net::SocketAddr;
 
 use crate::{
     coap::line::Line,
-    error::CloseReason,
     event::{RequestId, SessionId},
     id::Id,
     relay::budget::TokenBucket,
-    session::{Secure, handshake},
+    session::{
+        Secure, handshake,
+        keys::{self, Role},
+    },
     time::{Duration, Time},
     wire::{
         frame::{Epoch, Frame, Req},
@@ -30,13 +32,6 @@ pub enum Path {
     Direct(SocketAddr),
     /// Inside RELAY frames, in the session with this neighbour.
     Through(Id),
-}
-
-/// Who opened a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Initiator,
-    Responder,
 }
 
 pub(crate) enum State {
@@ -97,9 +92,9 @@ pub(crate) struct Session {
 
 pub(crate) enum Proof {
     /// Ours, ready to be sent.
-    Made { public: [u8; 32], mac: [u8; 16] },
+    Made(keys::Proof),
     /// What the peer's will be checked against.
-    Expected(handshake::ProveCheck),
+    Expected { ephemeral: keys::DhSecret, hash: [u8; 32] },
 }
 
 /// What a host keeps of a peer that registers.
@@ -192,10 +187,6 @@ impl Control {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.asks.is_empty() && self.once.is_empty()
-    }
-
     pub(crate) fn pinging(&self) -> bool {
         self.asks.iter().any(|ask| matches!(ask.what, Ask::Ping { user: None, .. }))
     }
@@ -221,7 +212,9 @@ impl Session {
     /// The instant at which something is due, whatever it is.
     pub(crate) fn deadline(&self) -> Time {
         match &self.state {
-            State::Connecting(connecting) => connecting.next.min(connecting.deadline).min(self.line.next_timeout()),
+            State::Connecting(connecting) => {
+                connecting.next.min(connecting.deadline).min(self.line.next_timeout())
+            }
             State::HalfOpen(half_open) => half_open.expires,
             State::Closing { until } => *until,
             State::Up => self
@@ -251,10 +244,4 @@ impl Session {
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.state, State::Up)
     }
-}
-
-/// A session that ended, and what has to be told.
-pub(crate) struct Ended {
-    pub(crate) why: CloseReason,
-    pub(crate) tell_peer: Option<u8>,
 }

@@ -59,11 +59,11 @@ impl Table {
     }
 
     pub(crate) fn token_is_free(&self, token: Token) -> bool {
-        !self.tokens.contains_key(&token.get())
+        !self.tokens.contains_key(&token.value())
     }
 
     pub(crate) fn by_token(&self, token: Token) -> Option<SessionId> {
-        let slot = *self.tokens.get(&token.get())?;
+        let slot = *self.tokens.get(&token.value())?;
         Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
     }
 
@@ -72,7 +72,7 @@ impl Table {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
         });
-        self.tokens.insert(session.own_token.get(), slot);
+        self.tokens.insert(session.own_token.value(), slot);
         self.live += 1;
         self.half_open += usize::from(matches!(session.state, State::HalfOpen(_)));
         let mut session = Box::new(session);
@@ -87,7 +87,7 @@ impl Table {
         let session = place.session.take()?;
         place.generation = place.generation.wrapping_add(1);
         self.free.push(id.slot);
-        self.tokens.remove(&session.own_token.get());
+        self.tokens.remove(&session.own_token.value());
         self.live -= 1;
         self.half_open -= usize::from(matches!(session.state, State::HalfOpen(_)));
         self.unlink(session.peer, id.slot, session.next_of_peer);
@@ -152,9 +152,10 @@ impl Table {
 
     /// Every session, for shutting down.
     pub(crate) fn all(&self) -> impl Iterator<Item = SessionId> {
-        self.slots.iter().enumerate().filter(|(_, place)| place.session.is_some()).map(|(slot, place)| SessionId {
-            slot: slot as u32,
-            generation: place.generation,
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| place.session.is_some())
+            .map(|(slot, place)| SessionId { slot: slot as u32, generation: place.generation })
     }
 }

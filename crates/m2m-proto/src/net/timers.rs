@@ -29,7 +29,8 @@ impl Net {
         }
         if self.deadlines.len() > 4 * self.table.len() + HEAP_SLACK {
             let table = &self.table;
-            self.deadlines.retain(|Reverse((time, id))| table.get(*id).is_some_and(|session| session.armed == *time));
+            self.deadlines
+                .retain(|Reverse((time, id))| table.get(*id).is_some_and(|session| session.armed == *time));
         }
     }
 
@@ -44,7 +45,9 @@ impl Net {
                 break;
             }
             self.deadlines.pop();
-            let Some(session) = self.table.get_mut(id).filter(|session| session.armed == time) else { continue };
+            let Some(session) = self.table.get_mut(id).filter(|session| session.armed == time) else {
+                continue;
+            };
             session.armed = Time::NEVER;
             // A deadline that moved on since it was put here comes again at its new time.
             if session.deadline() <= now {
@@ -59,8 +62,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         match session.state {
             State::Connecting(_) => {
-                session.line.handle_timeout(now, &mut self.rng);
-                self.tell_line_events(id);
+                self.line_timeout(now, id);
                 self.send_init(now, id);
             }
             State::HalfOpen(_) | State::Closing { .. } => self.forget(now, id),
@@ -85,15 +87,21 @@ impl Net {
             let next_s = next_s(session);
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
-        session.line.handle_timeout(now, &mut self.rng);
-        self.tell_line_events(id);
+        self.line_timeout(now, id);
         self.touch(id);
+    }
+
+    fn line_timeout(&mut self, now: Time, id: SessionId) {
+        if let Some((session, mut cx)) = self.line_of(now, id) {
+            session.line.handle_timeout(&mut cx);
+        }
+        self.tell_line_events(id, None);
     }
 
     /// Ends the questions that waited too long; true if one of them means that the session is lost.
     fn give_up_asks(&mut self, now: Time, id: SessionId) -> bool {
         let Some(session) = self.table.get_mut(id) else { return false };
-        let patience = ASK_PATIENCE.max(4 * session.line.rto());
+        let patience = ASK_PATIENCE.max(4 * session.line.rto(&self.line_config));
         let heard = session.last_heard;
         let mut failed = alloc::vec::Vec::new();
         session.control.asks.retain(|ask| {
@@ -106,7 +114,8 @@ impl Net {
         let mut lost = false;
         for ask in failed {
             // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
-            lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. }) && heard <= ask.first_sent;
+            lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. })
+                && heard <= ask.first_sent;
             self.ask_failed(ask.what);
         }
         lost

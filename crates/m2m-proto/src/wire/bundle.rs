@@ -65,7 +65,11 @@ impl<'a> Iterator for Elements<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let bytes = if self.bundled { next_bundled(&mut self.rest).ok()? } else { self.rest.rest() };
+        let bytes = if self.bundled {
+            next_bundled(&mut self.rest).ok()?
+        } else {
+            self.rest.bytes(self.rest.remaining()).ok()?
+        };
         element(bytes).ok()
     }
 }
@@ -74,7 +78,7 @@ fn next_bundled<'a>(rest: &mut Reader<'a>) -> Result<&'a [u8], FrameError> {
     let first = rest.u8()?;
     let len =
         if first & 0x80 == 0 { u16::from(first) } else { u16::from_be_bytes([first & 0x7F, rest.u8()?]) };
-    Ok(rest.take(len.into())?)
+    Ok(rest.bytes(len.into())?)
 }
 
 fn element(bytes: &[u8]) -> Result<Element<'_>, FrameError> {

@@ -48,6 +48,8 @@ pub enum ClaimOutcome {
 }
 
 /// The claims of a host. All methods take `&self` and may be called from any thread; they block on the disk.
+///
+/// Once the disk has failed, every call fails until the file is opened anew.
 pub struct Claims {
     store: Store,
 }

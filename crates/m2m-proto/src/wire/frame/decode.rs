@@ -124,7 +124,7 @@ fn address(r: &mut Reader<'_>) -> Result<Option<SocketAddr>, FrameError> {
 /// length 1, key.
 fn key<'a>(r: &mut Reader<'a>) -> Result<KeyBytes<'a>, FrameError> {
     let len = r.u8()?;
-    KeyBytes::new(r.take(len.into())?).ok_or(FrameError::Value)
+    KeyBytes::new(r.bytes(len.into())?).ok_or(FrameError::Value)
 }
 
 /// count 1, short ids 4 each.
@@ -133,13 +133,13 @@ fn path<'a>(r: &mut Reader<'a>) -> Result<&'a [ShortId], FrameError> {
     if count > MAX_PATH {
         return Err(FrameError::Value);
     }
-    Ok(r.take(4 * count)?.as_chunks().0)
+    Ok(r.bytes(4 * count)?.as_chunks().0)
 }
 
 /// count 1, ids 16 each.
 fn hosts<'a>(r: &mut Reader<'a>) -> Result<&'a [[u8; Id::LEN]], FrameError> {
     let count = usize::from(r.u8()?);
-    Ok(r.take(Id::LEN * count)?.as_chunks().0)
+    Ok(r.bytes(Id::LEN * count)?.as_chunks().0)
 }
 
 /// A relay quotes the last 8 bytes of what it drops: nothing shorter than the shortest packet may get that far.

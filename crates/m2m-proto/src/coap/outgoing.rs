@@ -1,0 +1,294 @@
+//! What this side sends and wants to arrive: confirmable messages in flight, those that wait for their turn, and the
+//! requests whose response is outstanding (RFC 7252 sections 4.2, 4.7 and 5.2).
+//!
+//! ```text
+//!  request ──► Waiting ── window open ──► Sent(mid) ── empty ACK ──► Acked ── response ──► done
+//!                 │                          │ response (piggybacked, or sent before its ACK arrived) ──► done
+//!                 │ deadline: NotSent        │ no ACK after all retransmissions, or deadline: TimedOut
+//! ```
+//!
+//! A message is *in flight* from its first transmission until it is acknowledged or given up; a request that was
+//! acknowledged is no longer, however long its handler takes. So the window always moves on, and two sides whose
+//! handlers wait for each other can't block each other's responses.
+use super::{
+    incoming::MID_WINDOW,
+    message::{MessageToken, Mid},
+    pool::Pool,
+    retransmit::MAX_RTO,
+    writer::set_mid,
+};
+use crate::time::{Duration, Time};
+use alloc::{collections::VecDeque, vec::Vec};
+use core::hash::{BuildHasherDefault, Hasher};
+use hashbrown::HashMap;
+
+/// Why a confirmable message is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A request, by its token.
+    Request(MessageToken),
+    /// The response to a request that was acknowledged before.
+    Response,
+    /// A notification; the number is its sender's.
+    Notification(u64),
+}
+
+/// A confirmable message in flight.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) purpose: Purpose,
+    /// The whole message, plaintext: it is sealed anew each time it leaves.
+    pub(super) bytes: Vec<u8>,
+    /// Transmissions so far; 0 while the first is on its way out.
+    pub(super) transmissions: u8,
+    pub(super) rto: Duration,
+    /// When it is sent again; never while a transmission is on its way out.
+    pub(super) due: Time,
+    pub(super) first_sent: Time,
+    /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
+    pub(super) first_packet: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    purpose: Purpose,
+    bytes: Vec<u8>,
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It waits for the window.
+    Waiting,
+    /// Confirmable and in flight.
+    Sent(Mid),
+    /// Acknowledged; the response follows.
+    Acked,
+    /// Non-confirmable; it left in that packet, once it did.
+    Non(Option<u64>),
+    /// Answered, and more responses follow (RFC 7641).
+    Observing,
+}
+
+/// A request without its (last) response.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) user: u64,
+    pub(super) deadline: Time,
+    /// Order of the requests, for what must not depend on tokens.
+    pub(super) serial: u32,
+    pub(super) is_observe: bool,
+    pub(super) progress: Progress,
+}
+
+/// The tokens are our own random bytes: they are their own hash, and the same on every run with the same seed.
+#[derive(Debug, Default)]
+pub(super) struct TokenHasher(u64);
+
+impl Hasher for TokenHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        // The map takes its index from the low bits and a tag from the topmost: the product fills both.
+        let value = bytes.iter().take(8).fold(self.0, |value, byte| value << 8 | u64::from(*byte));
+        self.0 = value.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+type Requests = HashMap<MessageToken, Request, BuildHasherDefault<TokenHasher>>;
+
+/// The sending half of a line.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    /// By Message ID, counted from the oldest one in flight; `None` for what is done.
+    open: VecDeque<Option<Open>>,
+    in_flight: usize,
+    /// Responses don't wait behind requests: the peer's requests end with them.
+    waiting_responses: VecDeque<Waiting>,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    pub(super) requests: Requests,
+}
+
+impl Outgoing {
+    /// Messages that were sent and are neither acknowledged nor given up.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// From the oldest message in flight to the newest Message ID, both included.
+    #[cfg(test)]
+    pub(super) fn span(&self) -> usize {
+        self.open.len()
+    }
+
+    /// True without anything in flight, waiting or outstanding.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_flight == 0
+            && self.waiting.is_empty()
+            && self.waiting_responses.is_empty()
+            && self.requests.is_empty()
+    }
+
+    /// Messages that wait for the window, without responses, and their bytes.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.waiting.len(), self.waiting_bytes)
+    }
+
+    /// Puts a message with a place for its Message ID behind those that wait.
+    pub(super) fn wait(&mut self, purpose: Purpose, bytes: Vec<u8>) {
+        if purpose == Purpose::Response {
+            self.waiting_responses.push_back(Waiting { purpose, bytes });
+            return;
+        }
+        self.waiting_bytes += bytes.len();
+        self.waiting.push_back(Waiting { purpose, bytes });
+    }
+
+    /// Gives the next waiting message the Message ID `next`, if the windows allow it. True if it did.
+    pub(super) fn start_next(&mut self, next: Mid, window: usize) -> bool {
+        if self.in_flight >= window || self.open.len() >= MID_WINDOW {
+            return false;
+        }
+        let response = self.waiting_responses.pop_front();
+        let Some(Waiting { purpose, mut bytes }) = response.or_else(|| {
+            let waiting = self.waiting.pop_front()?;
+            self.waiting_bytes -= waiting.bytes.len();
+            Some(waiting)
+        }) else {
+            return false;
+        };
+        set_mid(&mut bytes, next);
+        if let Purpose::Request(token) = purpose
+            && let Some(request) = self.requests.get_mut(&token)
+        {
+            request.progress = Progress::Sent(next);
+        }
+        self.open.push_back(Some(Open {
+            purpose,
+            bytes,
+            transmissions: 0,
+            rto: Duration::ZERO,
+            due: Time::NEVER,
+            first_sent: Time::ZERO,
+            first_packet: None,
+        }));
+        self.in_flight += 1;
+        true
+    }
+
+    /// Where `mid` stands, `next` being the Message ID that the next message will get.
+    fn index(&self, next: Mid, mid: Mid) -> Option<usize> {
+        let back = usize::from(next.since(mid));
+        if back == 0 { None } else { self.open.len().checked_sub(back) }
+    }
+
+    pub(super) fn get(&self, next: Mid, mid: Mid) -> Option<&Open> {
+        self.open.get(self.index(next, mid)?)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, next: Mid, mid: Mid) -> Option<&mut Open> {
+        let index = self.index(next, mid)?;
+        self.open.get_mut(index)?.as_mut()
+    }
+
+    /// Takes a message out of the flight.
+    pub(super) fn close(&mut self, next: Mid, mid: Mid) -> Option<Open> {
+        let index = self.index(next, mid)?;
+        let open = self.open.get_mut(index)?.take()?;
+        self.in_flight -= 1;
+        while let Some(None) = self.open.front() {
+            self.open.pop_front();
+        }
+        Some(open)
+    }
+
+    /// Forgets a request in whatever state it is.
+    pub(super) fn forget(&mut self, next: Mid, token: MessageToken, pool: &mut Pool) -> Option<Request> {
+        let request = self.requests.remove(&token)?;
+        match request.progress {
+            Progress::Sent(mid) => {
+                if let Some(open) = self.close(next, mid) {
+                    pool.give(open.bytes);
+                }
+            }
+            Progress::Waiting => self.stop_waiting(token, pool),
+            Progress::Acked | Progress::Non(_) | Progress::Observing => {}
+        }
+        Some(request)
+    }
+
+    fn stop_waiting(&mut self, token: MessageToken, pool: &mut Pool) {
+        let is_it = |waiting: &Waiting| waiting.purpose == Purpose::Request(token);
+        let Some(waiting) = self.waiting.iter().position(is_it).and_then(|at| self.waiting.remove(at)) else {
+            return;
+        };
+        self.waiting_bytes -= waiting.bytes.len();
+        pool.give(waiting.bytes);
+    }
+
+    /// The Message IDs in flight, oldest first.
+    pub(super) fn mids(&self, next: Mid) -> impl Iterator<Item = (Mid, &Open)> {
+        let oldest = Mid(next.0.wrapping_sub(self.open.len() as u16));
+        (0..).zip(&self.open).filter_map(move |(steps, open)| Some((oldest.plus(steps), open.as_ref()?)))
+    }
+
+    /// The first message in flight whose time has come, by age.
+    pub(super) fn first_due(&self, next: Mid, now: Time) -> Option<Mid> {
+        self.mids(next).find(|(_, open)| open.due <= now).map(|(mid, _)| mid)
+    }
+
+    /// Requests whose deadline has passed, oldest first.
+    pub(super) fn expired(&self, now: Time) -> Vec<MessageToken> {
+        self.tokens(|request| request.deadline <= now)
+    }
+
+    /// The tokens of requests of which `is_wanted` holds, oldest first. Allocates only if there are any.
+    pub(super) fn tokens(&self, is_wanted: impl Fn(&Request) -> bool) -> Vec<MessageToken> {
+        let mut found: Vec<_> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| is_wanted(request))
+            .map(|(token, request)| (request.serial, *token))
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Drops everything, and tells of each notification that was not acknowledged.
+    pub(super) fn clear(&mut self, pool: &mut Pool, mut lost: impl FnMut(u64)) {
+        let open = self.open.drain(..).flatten().map(|open| (open.purpose, open.bytes));
+        let waiting = self.waiting_responses.drain(..).chain(self.waiting.drain(..));
+        for (purpose, bytes) in open.chain(waiting.map(|waiting| (waiting.purpose, waiting.bytes))) {
+            if let Purpose::Notification(user) = purpose {
+                lost(user);
+            }
+            pool.give(bytes);
+        }
+        self.requests.clear();
+        self.in_flight = 0;
+        self.waiting_bytes = 0;
+    }
+
+    /// When something is due.
+    pub(super) fn next_timeout(&self) -> Time {
+        let open = self.open.iter().flatten().map(|open| open.due);
+        let requests = self.requests.values().map(|request| request.deadline);
+        open.chain(requests).min().unwrap_or(Time::NEVER)
+    }
+}
+
+impl Open {
+    /// The round trip of an acknowledgement that arrives now, by Karn's rule only of what was sent once.
+    pub(super) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (self.transmissions == 1).then(|| now.since(self.first_sent))
+    }
+
+    /// Prepares the next transmission: doubled timeout, which runs from when it leaves.
+    pub(super) fn back_off(&mut self) {
+        self.rto = self.rto.saturating_mul(2).min(MAX_RTO);
+        self.due = Time::NEVER;
+    }
+}

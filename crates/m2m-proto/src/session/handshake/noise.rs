@@ -1,0 +1,170 @@
+//! Noise_NNpsk0_25519_AESGCM_SHA256 (Noise Protocol Framework, revision 34): `-> psk, e` and `<- e, ee`.
+//!
+//! Each message has one payload, and before each a new key is mixed in: so every nonce here is the first, zero.
+use aes_gcm::{
+    Aes256Gcm,
+    aead::{AeadInOut, KeyInit},
+};
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::session::keys::{DhShared, expand, extract};
+
+/// The protocol's name: just as long as a hash, so that it is the first hash itself (section 5.2, InitializeSymmetric).
+const NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
+/// Nonce 0 (section 12.4): four zero bytes and a big-endian counter.
+const FIRST_NONCE: [u8; 12] = [0; 12];
+const TAG_LEN: usize = 16;
+
+/// Noise's SymmetricState (section 5.2), without the counter that is always zero.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub(super) struct Symmetric {
+    chaining_key: [u8; 32],
+    hash: [u8; 32],
+    key: [u8; 32],
+}
+
+/// The payload was not sealed by one who knows what we know.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Forged;
+
+impl Symmetric {
+    /// Both sides' start: the prologue, given in parts, and the tokens `psk`, and `e` of the first message.
+    pub(super) fn first_message(prologue: &[&[u8]], psk: &[u8; 32], ephemeral: &[u8; 32]) -> Symmetric {
+        let mut state = Symmetric { chaining_key: *NAME, hash: *NAME, key: [0; 32] };
+        state.mix_hash(prologue);
+        state.mix_key_and_hash(psk);
+        state.mix_ephemeral(ephemeral);
+        state
+    }
+
+    /// The tokens `e, ee` of the second message.
+    pub(super) fn second_message(&mut self, ephemeral: &[u8; 32], shared: &DhShared) {
+        self.mix_ephemeral(ephemeral);
+        self.mix_key(shared.as_bytes());
+    }
+
+    /// MixHash over the parts one after the other.
+    pub(super) fn mix_hash(&mut self, parts: &[&[u8]]) {
+        let mut hasher = Sha256::new_with_prefix(self.hash);
+        parts.iter().for_each(|part| hasher.update(part));
+        self.hash = hasher.finalize().into();
+    }
+
+    /// EncryptAndHash. `sealed` takes the payload and 16 bytes more.
+    pub(super) fn seal(&mut self, payload: &[u8], sealed: &mut [u8]) {
+        let (text, tag) = sealed.split_at_mut(payload.len());
+        text.copy_from_slice(payload);
+        let made = Aes256Gcm::new(&self.key.into())
+            .encrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, text.into())
+            .expect("a payload of a handshake is far below GCM's limit");
+        tag.copy_from_slice(&made);
+        self.mix_hash(&[sealed]);
+    }
+
+    /// DecryptAndHash. `payload` takes what is sealed without its last 16 bytes. On an error drop the state.
+    pub(super) fn open(&mut self, sealed: &[u8], payload: &mut [u8]) -> Result<(), Forged> {
+        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Forged)?;
+        payload.copy_from_slice(text);
+        Aes256Gcm::new(&self.key.into())
+            .decrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, payload.into(), tag.into())
+            .map_err(|_| Forged)?;
+        self.mix_hash(&[sealed]);
+        Ok(())
+    }
+
+    /// Split: the key from initiator to responder and the one back; and the handshake's final hash.
+    pub(super) fn split(&self) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>, [u8; 32]) {
+        let [forth, back] = chained(&self.chaining_key, &[]);
+        (forth, back, self.hash)
+    }
+
+    /// MixHash and, because a PSK is in play, MixKey (section 9.2).
+    fn mix_ephemeral(&mut self, ephemeral: &[u8; 32]) {
+        self.mix_hash(&[ephemeral]);
+        self.mix_key(ephemeral);
+    }
+
+    fn mix_key(&mut self, material: &[u8; 32]) {
+        let [chaining_key, key] = chained(&self.chaining_key, material);
+        self.chaining_key = *chaining_key;
+        self.key = *key;
+    }
+
+    fn mix_key_and_hash(&mut self, psk: &[u8; 32]) {
+        let [chaining_key, into_hash, key] = chained(&self.chaining_key, psk);
+        self.chaining_key = *chaining_key;
+        self.mix_hash(&[into_hash.as_ref()]);
+        self.key = *key;
+    }
+}
+
+/// Noise's HKDF (section 4.3): that of RFC 5869 without info.
+fn chained<const N: usize>(chaining_key: &[u8; 32], material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
+    const { assert!(N <= 3) };
+    let all = expand::<96>(&extract(chaining_key, &[material]), &[]);
+    let mut outputs = core::array::from_fn(|_| Zeroizing::new([0; 32]));
+    outputs.iter_mut().zip(all.as_chunks().0).for_each(|(output, chunk)| **output = *chunk);
+    outputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::keys::DhSecret;
+    use std::{collections::BTreeMap, vec, vec::Vec};
+
+    const VECTOR: &str = include_str!("../../../../../docs/vectors/noise_nnpsk0.txt");
+
+    fn unhex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    /// The published vector: both messages, the hash, and the first packet under each key of the split.
+    #[test]
+    fn agrees_with_cacophony() {
+        let lines = VECTOR.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let vector: BTreeMap<&str, Vec<u8>> =
+            lines.map(|line| line.split_once(" = ").unwrap()).map(|(name, hex)| (name, unhex(hex))).collect();
+        let array = |name: &str| -> [u8; 32] { vector[name][..].try_into().unwrap() };
+        let initiator = DhSecret::from_bytes(array("initiator_ephemeral"));
+        let responder = DhSecret::from_bytes(array("responder_ephemeral"));
+
+        let message = |public: &[u8; 32], state: &mut Symmetric, payload: &[u8]| {
+            let mut sealed = vec![0; payload.len() + TAG_LEN];
+            state.seal(payload, &mut sealed);
+            [&public[..], &sealed[..]].concat()
+        };
+        let mut state = Symmetric::first_message(&[&vector["prologue"]], &array("psk"), initiator.public());
+        let mut mirror = state.clone();
+        assert_eq!(message(initiator.public(), &mut state, &vector["payload_1"]), vector["message_1"]);
+        let mut payload = vec![0; vector["payload_1"].len()];
+        mirror.open(&vector["message_1"][32..], &mut payload).unwrap();
+        assert_eq!((&payload, mirror.hash), (&vector["payload_1"], state.hash));
+
+        let shared = responder.agree(initiator.public()).unwrap();
+        state.second_message(responder.public(), &shared);
+        assert_eq!(message(responder.public(), &mut state, &vector["payload_2"]), vector["message_2"]);
+        let (forth, back, hash) = state.split();
+        assert_eq!(hash, array("handshake_hash"));
+
+        for (key, payload, expected) in [(forth, "payload_3", "message_3"), (back, "payload_4", "message_4")]
+        {
+            let mut text = vector[payload].clone();
+            let tag = Aes256Gcm::new(&(*key).into())
+                .encrypt_inout_detached(&FIRST_NONCE.into(), &[], text.as_mut_slice().into())
+                .unwrap();
+            assert_eq!([&text[..], &tag[..]].concat(), vector[expected]);
+        }
+    }
+
+    #[test]
+    fn a_forged_payload_is_refused() {
+        let mut state = Symmetric::first_message(&[b"prologue"], &[1; 32], &[2; 32]);
+        let mut other = Symmetric::first_message(&[b"prologue"], &[9; 32], &[2; 32]);
+        let mut sealed = [0; 20];
+        state.clone().seal(b"text", &mut sealed);
+        assert_eq!(other.open(&sealed, &mut [0; 4]), Err(Forged));
+        assert_eq!(state.open(&sealed, &mut [0; 4]), Ok(()));
+    }
+}
