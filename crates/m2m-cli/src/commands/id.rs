@@ -22,8 +22,8 @@ pub(super) fn run(settings: &Settings, output: Output) -> Result<Exit, Failure> 
         Some(folder) => folder.clone(),
         None => nets::state_folder(settings, id, &settings.need_key()?)?,
     };
-    let device = DeviceKey::from_bytes(*device_key(&folder)?).public();
-    let device = hex(&device);
+    let device = DeviceKey::from_bytes(*device_key(&folder)?);
+    let device = hex(device.public());
     let fingerprint = fingerprint(&device);
     let shown = folder.display().to_string();
     output.line(
@@ -49,7 +49,8 @@ fn device_key(folder: &Path) -> Result<Zeroizing<[u8; 32]>, Failure> {
 /// The start of the hash of the public key's digits, in groups that can be read out over a telephone.
 fn fingerprint(public: &str) -> String {
     let hash = Sha256::digest(public.as_bytes());
-    hash.iter().take(FINGERPRINT).collect::<Vec<_>>().chunks(2).map(|pair| pair.iter().map(|byte| format!("{byte:02x}")).collect()).collect::<Vec<String>>().join("-")
+    let (start, _) = hash.split_at(FINGERPRINT);
+    start.chunks(2).map(hex).collect::<Vec<_>>().join("-")
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! `m2m node`: a device. It registers with its host, answers data, and has resources.
 use std::sync::{Arc, Mutex, PoisonError};
 
-use m2m::{Reply, Request, Router};
+use m2m::{ContentFormat, Reply, Request, Router};
 use serde_json::json;
 
 use super::server::run_until_stopped;
@@ -10,9 +10,6 @@ use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::nets;
 use crate::output::{Output, short, with_payload};
-
-/// `text/plain;charset=utf-8` (RFC 7252 section 12.3).
-const TEXT: u16 = 0;
 
 pub(super) async fn run(settings: &Settings, output: Output, args: Node) -> Result<Exit, Failure> {
     let mut builder = nets::builder(settings).await?;
@@ -50,7 +47,7 @@ fn print_data(router: Router, output: Output) -> Router {
 
 /// A value that GET returns and PUT replaces.
 fn with_resource(router: Router, resource: Resource) -> Router {
-    let value = Arc::new(Mutex::new(Value { bytes: resource.value.into_bytes(), format: Some(TEXT) }));
+    let value = Arc::new(Mutex::new(Value { bytes: resource.value.into_bytes(), format: Some(ContentFormat::TEXT) }));
     let read = value.clone();
     router
         .get(&resource.path, move |_: Request| {
@@ -66,14 +63,14 @@ fn with_resource(router: Router, resource: Resource) -> Router {
 /// What a resource holds, in the form it was last given in.
 struct Value {
     bytes: Vec<u8>,
-    format: Option<u16>,
+    format: Option<ContentFormat>,
 }
 
 impl Value {
     fn reply(&self) -> Reply {
         let reply = Reply::content(self.bytes.clone());
         match self.format {
-            Some(format) => reply.format(format),
+            Some(format) => reply.format(format.0),
             None => reply,
         }
     }

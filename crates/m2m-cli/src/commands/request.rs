@@ -39,7 +39,7 @@ fn print(output: Output, response: &Response, time: std::time::Duration) -> Resu
     let code = response.code;
     let mut object = json!({"code": dotted(code), "ok": code.is_success(), "ms": millis(time)});
     if let Some(format) = response.format() {
-        object["format"] = format.into();
+        object["format"] = format.0.into();
     }
     let object = with_payload(object, &response.payload);
     let name = code.name().unwrap_or("a code without a name");

@@ -134,8 +134,11 @@ fn two_commands_of_one_id_wait_for_each_other() {
     let _device = world.device(&host, &["--echo"]);
     std::thread::scope(|scope| {
         for text in ["one", "two", "three"] {
-            let (world, host) = (&world, &host);
-            scope.spawn(move || assert_eq!(world.app(host, &["send", "2", text]).ok(), format!("{text}\n")));
+            let (world, words) = (&world, world.app_words(&host, &["send", "2", text]));
+            scope.spawn(move || {
+                let words: Vec<_> = words.iter().map(String::as_str).collect();
+                assert_eq!(world.run(&words).ok(), format!("{text}\n"));
+            });
         }
     });
 }
