@@ -483,6 +483,11 @@ fn options_len(options: &OptionSet) -> usize {
     })
 }
 
+/// What a peer says that it takes, within what the protocol allows (section 3.1).
+fn max_udp(said: u16) -> u16 {
+    said.clamp(256, MAX_DATAGRAM as u16)
+}
+
 fn fresh_secret(rng: &mut ChaCha12Rng) -> [u8; 32] {
     let mut secret = [0; 32];
     rng.fill_bytes(&mut secret);

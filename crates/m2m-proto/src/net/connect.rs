@@ -97,7 +97,7 @@ impl Net {
     }
 
     pub(super) fn caps(&self) -> Caps {
-        Caps(u8::from(self.config.registry) * CAP_REGISTRY | u8::from(self.config.relay) * CAP_RELAY)
+        Caps((u8::from(self.config.registry) * CAP_REGISTRY) | (u8::from(self.config.relay) * CAP_RELAY))
     }
 
     /// Sends INIT, again or for the first time, and sets the next time; ends a handshake whose time is over.
@@ -163,7 +163,7 @@ impl Net {
         let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
         session.secure = Some(Box::new(Secure::new(&established)));
         session.state = State::Up;
-        session.max_udp = established.resp.max_udp;
+        session.max_udp = super::max_udp(established.resp.max_udp);
         session.last_heard = now;
         session.keepalive.last_answer = now;
         if let Some(rtt) = rtt {

@@ -382,12 +382,14 @@ impl Net {
     }
 
     fn wake_waiting(&mut self, now: Time, place: usize) {
-        let waiting =
-            self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        let (host, waiting) = (host.id, core::mem::take(&mut host.waiting));
         for id in waiting {
             if let Some(session) = self.table.get_mut(id)
                 && let State::Connecting(connecting) = &mut session.state
             {
+                // The host's id may not have been known when the wait began.
+                session.path = Path::Through(host);
                 connecting.next = now;
                 self.send_init(now, id);
             }

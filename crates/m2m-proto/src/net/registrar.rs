@@ -97,10 +97,10 @@ impl Net {
                 self.answer_register(id, asked.req, RegisterStatus::CLAIMED, asked.epoch, since);
             }
             ClaimOutcome::NotListed => {
-                self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0)
+                self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
             }
             ClaimOutcome::Failed => {
-                self.answer_register(id, asked.req, RegisterStatus::STORE, asked.epoch, 0)
+                self.answer_register(id, asked.req, RegisterStatus::STORE, asked.epoch, 0);
             }
         }
         self.touch(id);

@@ -22,6 +22,10 @@ impl Net {
     /// Puts the session's next deadline into the heap, if an earlier one does not stand there already.
     pub(super) fn arm(&mut self, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
+        if session.dirty {
+            // What it has to send leaves first (`flush`), and its deadlines follow from that.
+            return;
+        }
         let deadline = session.deadline();
         if deadline < session.armed {
             session.armed = deadline;

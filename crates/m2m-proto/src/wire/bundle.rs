@@ -34,7 +34,7 @@ pub enum Element<'a> {
 pub fn elements(plain: &[u8]) -> Result<Elements<'_>, FrameError> {
     let Some((&BUNDLE, bundled)) = plain.split_first() else {
         element(plain)?;
-        return Ok(Elements { rest: Reader::new(plain), bundled: false });
+        return Ok(Elements { rest: plain, bundled: false });
     };
     let mut rest = Reader::new(bundled);
     let mut count = 0;
@@ -48,13 +48,13 @@ pub fn elements(plain: &[u8]) -> Result<Elements<'_>, FrameError> {
     if count == 0 {
         return Err(FrameError::Count);
     }
-    Ok(Elements { rest: Reader::new(bundled), bundled: true })
+    Ok(Elements { rest: bundled, bundled: true })
 }
 
 /// The elements of a packet that is well formed, in order.
 #[derive(Clone, Debug)]
 pub struct Elements<'a> {
-    rest: Reader<'a>,
+    rest: &'a [u8],
     bundled: bool,
 }
 
@@ -65,11 +65,12 @@ impl<'a> Iterator for Elements<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let bytes = if self.bundled {
-            next_bundled(&mut self.rest).ok()?
-        } else {
-            self.rest.bytes(self.rest.remaining()).ok()?
-        };
+        if !self.bundled {
+            return element(core::mem::take(&mut self.rest)).ok();
+        }
+        let mut rest = Reader::new(self.rest);
+        let bytes = next_bundled(&mut rest).ok()?;
+        self.rest = rest.rest();
         element(bytes).ok()
     }
 }

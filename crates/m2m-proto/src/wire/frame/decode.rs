@@ -68,28 +68,28 @@ fn relay_frame<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError
             path: path(r)?,
         },
         kind::UNREGISTER => Frame::Unregister { req: req(r)?, epoch: epoch(r)? },
-        kind::LOOKUP => Frame::Lookup { req: req(r)?, id: id(r)? },
-        kind::FOUND => Frame::Found { req: req(r)?, status: FoundStatus(r.u8()?), home: id(r)? },
+        kind::LOOKUP => Frame::Lookup { req: req(r)?, id: r.id()? },
+        kind::FOUND => Frame::Found { req: req(r)?, status: FoundStatus(r.u8()?), home: r.id()? },
         kind::RELAY => Frame::Relay {
             hop_limit: r.u8()?,
             flags: RelayFlags(r.u8()?),
-            dst: id(r)?,
-            src: id(r)?,
+            dst: r.id()?,
+            src: r.id()?,
             inner: inner(r.rest())?,
         },
         kind::ERROR => {
             let (code, _flags) = (ErrorCode(r.u8()?), r.u8()?);
-            Frame::Error { code, dst: id(r)?, src: id(r)?, packet: *r.array()? }
+            Frame::Error { code, dst: r.id()?, src: r.id()?, packet: *r.array()? }
         }
         kind::LABEL_BIND => {
-            Frame::LabelBind { req: req(r)?, label: Label(r.u32()?), dst: id(r)?, src: id(r)? }
+            Frame::LabelBind { req: req(r)?, label: Label(r.u32()?), dst: r.id()?, src: r.id()? }
         }
         kind::LABEL_BOUND => Frame::LabelBound { req: req(r)?, label: Label(r.u32()?) },
         kind::LABEL_UNBIND => Frame::LabelUnbind { label: Label(r.u32()?) },
-        kind::MOVED => Frame::Moved { id: id(r)?, host: id(r)?, epoch: epoch(r)? },
+        kind::MOVED => Frame::Moved { id: r.id()?, host: r.id()?, epoch: epoch(r)? },
         kind::DRAIN => Frame::Drain { reconnect_s: r.u16()?, try_s: r.u16()?, hosts: hosts(r)? },
         kind::NETKEY => Frame::NetKey { req: req(r)?, key_id: r.u16()?, mac: r.array()?, key: key(r)? },
-        kind::UNBIND => Frame::Unbind { id: id(r)?, epoch: epoch(r)? },
+        kind::UNBIND => Frame::Unbind { id: r.id()?, epoch: epoch(r)? },
         other => Frame::Unknown(other),
     })
 }
@@ -100,10 +100,6 @@ fn req(r: &mut Reader<'_>) -> Result<Req, Truncated> {
 
 fn epoch(r: &mut Reader<'_>) -> Result<Epoch, Truncated> {
     r.u64().map(Epoch)
-}
-
-fn id(r: &mut Reader<'_>) -> Result<Id, Truncated> {
-    r.array().copied().map(Id)
 }
 
 /// family 1, port 2, ip 4 or 16. A family of a later version cannot be skipped, for its length is unknown.

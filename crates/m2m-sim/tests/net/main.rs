@@ -1,0 +1,2 @@
+//! The machine on a simulated network.
+mod basics;
