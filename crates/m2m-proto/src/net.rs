@@ -22,7 +22,8 @@ use rand_chacha::{
 use crate::{
     coap::{
         code::Code,
-        line::{Context, Line, LineConfig, RequestParts, ResponseParts},
+        exchange::{Context, LineConfig, RequestParts, ResponseParts},
+        line::Line,
         message::Mid,
         option_set::OptionSet,
         pool::Pool,

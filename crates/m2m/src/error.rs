@@ -106,7 +106,7 @@ mod tests {
     fn keeps_kind_code_and_cause() {
         let refused = Error::refused(Code::NOT_FOUND, "GET /x: 4.04 Not Found");
         assert_eq!((refused.kind(), refused.code()), (ErrorKind::Refused, Some(Code::NOT_FOUND)));
-        assert!(refused.clone().source().is_none());
+        assert!(refused.source().is_none());
         let io = Error::caused(ErrorKind::Io, "no socket", std::io::Error::other("full"));
         assert_eq!(io.source().map(ToString::to_string).as_deref(), Some("full"));
         assert_eq!(io.to_string(), "no socket");

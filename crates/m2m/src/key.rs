@@ -70,9 +70,8 @@ impl Key {
     /// The key as a net's own.
     pub(crate) fn to_net_key(&self) -> Result<NetKey, Error> {
         match &*self.file {
-            KeyFile::Net(bytes) => {
-                NetKey::new(bytes).map_err(|why| Error::caused(ErrorKind::Configuration, why.to_string(), why))
-            }
+            KeyFile::Net(bytes) => NetKey::new(bytes)
+                .map_err(|why| Error::caused(ErrorKind::Configuration, why.to_string(), why)),
             KeyFile::Pair { .. } => Err(Error::new(
                 ErrorKind::Configuration,
                 "a net needs a net key, this is a pair key: it only opens sessions of one net to one other",

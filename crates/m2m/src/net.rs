@@ -101,7 +101,12 @@ impl Net {
     }
 
     /// Tries the addresses of a name one after the other, without waiting for a failure: the first that answers wins.
-    async fn connect_first(&self, id: Id, addresses: &[SocketAddr], key: Option<&Key>) -> Result<Session, Error> {
+    async fn connect_first(
+        &self,
+        id: Id,
+        addresses: &[SocketAddr],
+        key: Option<&Key>,
+    ) -> Result<Session, Error> {
         let mut attempts = JoinSet::new();
         let mut delay = Duration::ZERO;
         for address in addresses.iter().take(MAX_ADDRESSES) {
@@ -175,7 +180,8 @@ impl Net {
             })
         });
         asked?;
-        let refused = |why: &str| Err(Error::new(ErrorKind::Refused, format!("whether {id:?} is online: {why}")));
+        let refused =
+            |why: &str| Err(Error::new(ErrorKind::Refused, format!("whether {id:?} is online: {why}")));
         match found.await {
             Ok(Some(FoundStatus::ONLINE | FoundStatus::ELSEWHERE)) => Ok(true),
             Ok(Some(FoundStatus::OFFLINE)) => Ok(false),
@@ -215,7 +221,10 @@ impl Net {
                     return Err(Error::new(ErrorKind::Refused, format!("not registered: {why}")));
                 }
                 HostState::None => {
-                    return Err(Error::new(ErrorKind::Configuration, "this net has no host to register with"));
+                    return Err(Error::new(
+                        ErrorKind::Configuration,
+                        "this net has no host to register with",
+                    ));
                 }
                 _ if shared.look().closed => return Err(Error::net_closed()),
                 _ => {}
@@ -303,7 +312,8 @@ fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Erro
             .connect(now, id, &peer_key, route)
             .map_err(|why| Error::command(format_args!("connecting to {target}"), why))?;
         let path = state.machine.info(session).map(|info| Path::from(info.path));
-        let path = path.ok_or_else(|| Error::command(format_args!("connecting to {target}"), CommandError::Stale))?;
+        let path =
+            path.ok_or_else(|| Error::command(format_args!("connecting to {target}"), CommandError::Stale))?;
         let (sender, standing) = watch::channel(Standing::connecting(id, path));
         state.sessions.insert(session, sender);
         Ok((session, standing))

@@ -9,7 +9,8 @@ use std::{
 use bytes::Bytes;
 use m2m_proto::{
     coap::{
-        code::Code, content_format::ContentFormat, message::Message, option::OptionNumber, option_set::OptionSet, uri,
+        code::Code, content_format::ContentFormat, message::Message, option::OptionNumber,
+        option_set::OptionSet, uri,
     },
     error::{CommandError, ErrorKind, RequestError},
     event::{RequestId, SessionId},
@@ -234,7 +235,8 @@ impl Response {
         if !m2m_proto::error::is_refusal(self.code) {
             return Ok(self);
         }
-        let words = self.text().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
+        let words =
+            self.text().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
         Err(Error::refused(self.code, format!("{}: {}{words}", self.request, self.code)))
     }
 

@@ -182,14 +182,21 @@ impl Router {
         {
             return Ok(data);
         }
-        let below = || self.below.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, resource)| resource);
+        let below =
+            || self.below.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, resource)| resource);
         let resource = self.exact.get(path).or_else(below).ok_or(Code::NOT_FOUND)?;
         let named = resource.methods.iter().find(|(code, _)| *code == method).map(|(_, handler)| handler);
         named.or(resource.any.as_ref()).ok_or(Code::METHOD_NOT_ALLOWED)
     }
 
     /// The answer to one request, whatever its handler does.
-    pub(crate) async fn answer(&self, shared: &Arc<Shared>, session: SessionId, peer: Id, message: Vec<u8>) -> Answer {
+    pub(crate) async fn answer(
+        &self,
+        shared: &Arc<Shared>,
+        session: SessionId,
+        peer: Id,
+        message: Vec<u8>,
+    ) -> Answer {
         let request = match Request::read(shared, session, peer, message) {
             Ok(request) => request,
             Err(answer) => return answer,
@@ -275,7 +282,9 @@ impl Request {
         }
         let texts = |number: OptionNumber| -> Result<Vec<String>, Answer> {
             let values = view.options().filter(|option| option.number == number);
-            values.map(|option| option.as_str().map(str::to_owned).ok_or(Answer::code(Code::BAD_OPTION))).collect()
+            values
+                .map(|option| option.as_str().map(str::to_owned).ok_or(Answer::code(Code::BAD_OPTION)))
+                .collect()
         };
         let (path, query) = (texts(OptionNumber::URI_PATH)?, texts(OptionNumber::URI_QUERY)?);
         let mut options = OptionSet::new();

@@ -225,7 +225,8 @@ impl Session {
     /// Waits until it ends, and says why. One that never comes up ends too: closed here, or nobody answered.
     pub async fn closed(&self) -> CloseReason {
         let mut standing = self.0.standing.clone();
-        let over = |standing: &Standing| !matches!(standing.state, SessionState::Connecting | SessionState::Up);
+        let over =
+            |standing: &Standing| !matches!(standing.state, SessionState::Connecting | SessionState::Up);
         match standing.wait_for(over).await.map(|standing| standing.state) {
             Ok(SessionState::Closed(why)) => why,
             Ok(SessionState::Failed(why)) if why != ConnectError::Closed => CloseReason::Lost,
@@ -255,7 +256,9 @@ impl Session {
     pub(crate) fn ended(&self) -> Error {
         let name = &self.0.name;
         match self.state() {
-            SessionState::Failed(why) => Error::caused(why.kind(), format!("no session with {name}: {why}"), why),
+            SessionState::Failed(why) => {
+                Error::caused(why.kind(), format!("no session with {name}: {why}"), why)
+            }
             SessionState::Closed(why) => {
                 Error::new(why.kind(), format!("the session with {name} ended ({why}): connect again"))
             }

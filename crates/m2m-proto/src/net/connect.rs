@@ -167,7 +167,7 @@ impl Net {
         session.last_heard = now;
         session.keepalive.last_answer = now;
         if let Some(rtt) = rtt {
-            session.line.add_round_trip(rtt);
+            session.line.add_round_trip(now, rtt);
         }
         let host = session.host;
         let peer = established.peer;

@@ -181,16 +181,19 @@ impl NetBuilder {
                 return Err(Error::new(ErrorKind::Configuration, text));
             }
             if key.is_same_net_key(&self.key) {
-                info!("one fleet key: this net and its host {endpoint} have the same key, so each can be the other");
+                info!(
+                    "one fleet key: this net and its host {endpoint} have the same key, so each can be the other"
+                );
             }
             let host = HostConfig { id, key: peer_key, addresses: address.into_iter().collect() };
             let named = Endpoint { id: (id != Id::ANY).then_some(id), ..endpoint.clone() };
             shared.host.send_replace(HostState::Connecting);
-            shared.with(|state, now| {
-                state.hosts.push(HostName::new(&named));
-                state.machine.add_host(now, host)
-            })
-            .map_err(|why| Error::command(format_args!("host {endpoint}"), why))?;
+            shared
+                .with(|state, now| {
+                    state.hosts.push(HostName::new(&named));
+                    state.machine.add_host(now, host)
+                })
+                .map_err(|why| Error::command(format_args!("host {endpoint}"), why))?;
             hosts::keep(shared, socket, place, named);
         }
         if self.hosts.is_empty() && self.ephemeral {

@@ -52,7 +52,8 @@ impl State {
     }
 
     pub(super) fn resolve_again(&self, id: Id) {
-        if let Some(again) = self.hosts.iter().find(|host| host.id == id).and_then(|host| host.again.as_ref()) {
+        if let Some(again) = self.hosts.iter().find(|host| host.id == id).and_then(|host| host.again.as_ref())
+        {
             again.notify_one();
         }
     }
@@ -67,7 +68,13 @@ pub(super) fn keep(shared: &Arc<Shared>, socket: &Arc<Socket>, place: usize, end
     state.background.spawn_on(task, &runtime);
 }
 
-async fn follow(shared: Arc<Shared>, socket: Arc<Socket>, place: usize, endpoint: Endpoint, again: Arc<Notify>) {
+async fn follow(
+    shared: Arc<Shared>,
+    socket: Arc<Socket>,
+    place: usize,
+    endpoint: Endpoint,
+    again: Arc<Notify>,
+) {
     let mut wait = RETRY_MIN;
     loop {
         match look_up(&socket, &endpoint).await {

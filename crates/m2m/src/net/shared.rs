@@ -259,7 +259,9 @@ impl State {
                 }
                 shared.tell(NetEvent::Closed { peer, why });
             }
-            Event::Request { incoming, peer, message } => self.on_request(shared, now, Early { incoming, peer, message }),
+            Event::Request { incoming, peer, message } => {
+                self.on_request(shared, now, Early { incoming, peer, message })
+            }
             Event::Response { request, message } => self.on_response(request, message),
             Event::RequestFailed { request, why } => {
                 if let Some(Waiter::Response(waiter)) = self.requests.remove(&request) {
@@ -355,7 +357,8 @@ impl State {
             }
             Some(router) => self.handle(shared, router, request),
             None if self.early.len() >= MAX_EARLY => {
-                let answer = Answer::words(m2m_proto::coap::code::Code::SERVICE_UNAVAILABLE, "not serving yet");
+                let answer =
+                    Answer::words(m2m_proto::coap::code::Code::SERVICE_UNAVAILABLE, "not serving yet");
                 self.answer(now, request.incoming, &answer);
             }
             None => {

@@ -1,7 +1,7 @@
 //! What a handler answers.
 use bytes::Bytes;
-use m2m_proto::{
-    coap::{code::Code, content_format::ContentFormat, option::OptionNumber, option_set::OptionSet},
+use m2m_proto::coap::{
+    code::Code, content_format::ContentFormat, option::OptionNumber, option_set::OptionSet,
 };
 
 /// An answer in the making. Without a code it is the method's own success: 2.05 for GET and FETCH, 2.02 for DELETE,

@@ -8,7 +8,8 @@ use crate::fixture::{builder, direct, echo, id, key, local, net, serve, soon};
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let first = net(1).await;
-    let error = Net::builder(id(2), key(2)).bind(first.local_addr()).open().await.err().expect("the port is taken");
+    let error =
+        Net::builder(id(2), key(2)).bind(first.local_addr()).open().await.err().expect("the port is taken");
     assert_eq!(error.kind(), ErrorKind::Io);
     let text = error.to_string();
     assert!(text.contains(&first.local_addr().port().to_string()) && text.contains("in use"), "{text}");

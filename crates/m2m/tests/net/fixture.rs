@@ -1,7 +1,9 @@
 //! Nets for tests: on the loopback interface, with timers that fit a test's patience.
 use std::{future::Future, net::SocketAddr, time::Duration};
 
-use m2m::{Config, HostState, Id, Key, Net, NetBuilder, Peer, Reply, Request, Router, Session, names::Endpoint};
+use m2m::{
+    Config, HostState, Id, Key, Net, NetBuilder, Peer, Reply, Request, Router, Session, names::Endpoint,
+};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,7 +3,9 @@ use std::time::{Duration, Instant};
 
 use m2m::{ErrorKind, HostState, Net, NetEvent, Path};
 
-use crate::fixture::{at, builder, by_id, device, echo, eventually, id, key, local, quick, serve, server, soon, until};
+use crate::fixture::{
+    at, builder, by_id, device, echo, eventually, id, key, local, quick, serve, server, soon, until,
+};
 
 #[tokio::test]
 async fn two_devices_meet_by_id() {

@@ -20,7 +20,7 @@ async fn the_last_handle_closes_a_session() {
     assert_eq!(soon(other.get("/temp").into_future()).await.unwrap().text(), Some("21.5"));
     drop(other);
     let closed = NetEvent::Closed { peer: id(1), why: CloseReason::Peer(0) };
-    assert_eq!(soon(news.recv()).await.unwrap(), closed);
+    soon(async { while news.recv().await.unwrap() != closed {} }).await;
 }
 
 #[tokio::test]
@@ -38,6 +38,8 @@ async fn a_closed_session_says_so() {
 #[tokio::test]
 async fn a_peer_that_leaves_ends_the_session() {
     let (_a, b, session) = pair().await;
+    // Its first packet has arrived, so the peer knows whom to tell.
+    soon(session.ping()).await.unwrap();
     let asked = {
         let session = session.clone();
         tokio::spawn(async move { session.closed().await })
@@ -65,20 +67,21 @@ async fn a_request_that_is_dropped_harms_no_other() {
     let session = soon(a.connect(direct(&b, 2))).await.unwrap();
     for _ in 0..300 {
         let slow = session.get("/slow").into_future();
-        assert!(tokio::time::timeout(Duration::from_micros(100), slow).await.is_err());
+        // Most are given up under way; some learn before that there are too many.
+        let _ = tokio::time::timeout(Duration::from_micros(100), slow).await;
     }
     // More of them than the peer takes at once, or the queue: given up means given up.
     let answer = soon(async {
         loop {
             let answer = session.get("/temp").await.unwrap();
-            if answer.code != Code::SERVICE_UNAVAILABLE {
+            if answer.code != Code::TOO_MANY_REQUESTS {
                 return answer;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
-    assert_eq!(answer.text(), Some("21.5"));
+    assert_eq!((answer.code, answer.text()), (Code::CONTENT, Some("21.5")), "{answer:?}");
 }
 
 #[tokio::test]
@@ -126,9 +129,13 @@ async fn a_shutdown_lets_answers_leave() {
             "late"
         }
     };
-    serve(&b, Router::new().get("/slow", slow).get("/never", async |_: Request| std::future::pending::<()>().await));
+    serve(
+        &b,
+        Router::new().get("/slow", slow).get("/never", async |_: Request| std::future::pending::<()>().await),
+    );
     let session = soon(a.connect(direct(&b, 2))).await.unwrap();
-    let (slow, never) = (tokio::spawn(session.get("/slow").into_future()), tokio::spawn(session.get("/never").into_future()));
+    let (slow, never) =
+        (tokio::spawn(session.get("/slow").into_future()), tokio::spawn(session.get("/never").into_future()));
     eventually(|| started.load(Ordering::SeqCst)).await;
     soon(b.shutdown()).await;
     assert_eq!(soon(slow).await.unwrap().unwrap().text(), Some("late"));

@@ -57,7 +57,9 @@ async fn requests_before_the_session_is_up_are_sent_when_it_is() {
     let (a, b) = (net(1).await, net(2).await);
     serve(&b, echo());
     let session = a.dial(direct(&b, 2)).unwrap();
-    let (one, two) = soon(async { tokio::join!(session.get("/temp").into_future(), session.send("x").into_future()) }).await;
+    let (one, two) =
+        soon(async { tokio::join!(session.get("/temp").into_future(), session.send("x").into_future()) })
+            .await;
     assert_eq!(one.unwrap().text(), Some("21.5"));
     assert_eq!(&two.unwrap()[..], b"x");
 }
