@@ -77,16 +77,16 @@ impl Settings {
 
     /// This net's id, for commands that can't do with a random one.
     pub(crate) fn need_id(&self) -> Result<Id, Failure> {
-        self.id.ok_or_else(|| {
-            Failure::Configuration("this net needs an id: give --id ID, or set M2M_ID".into())
-        })
+        self.id
+            .ok_or_else(|| Failure::Configuration("this net needs an id: give --id ID, or set M2M_ID".into()))
     }
 
     /// This net's key, for commands that can't do with a random one.
     pub(crate) fn need_key(&self) -> Result<KeyFile, Failure> {
         let source = self.key.as_ref().ok_or_else(|| {
             Failure::Configuration(
-                "this net needs a key: give --key-file FILE, or set M2M_KEY. `m2m keygen -o FILE` makes one".into(),
+                "this net needs a key: give --key-file FILE, or set M2M_KEY. `m2m keygen -o FILE` makes one"
+                    .into(),
             )
         })?;
         source.read()
@@ -206,7 +206,10 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 }
 
 /// The configuration file: the one that was named, which must be there, or else the user's own, which need not.
-fn read_file(named: Option<&Path>, env: &Environment<'_>) -> Result<(Option<PathBuf>, file::Checked), Failure> {
+fn read_file(
+    named: Option<&Path>,
+    env: &Environment<'_>,
+) -> Result<(Option<PathBuf>, file::Checked), Failure> {
     let named = named.map(Path::to_path_buf).or_else(|| env.path("M2M_CONFIG"));
     if let Some(path) = named {
         let checked = file::read(&path)?.ok_or_else(|| {
@@ -236,7 +239,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    const FILE: &str = "id = \"a\"\nkey_file = \"app.key\"\ntimeout = 5\njson = true\n[peers]\nkitchen = \"2@10.0.0.7:1\"\n";
+    const FILE: &str =
+        "id = \"a\"\nkey_file = \"app.key\"\ntimeout = 5\njson = true\n[peers]\nkitchen = \"2@10.0.0.7:1\"\n";
 
     fn id(text: &str) -> Option<Id> {
         Some(Id::from_hex(text).unwrap())

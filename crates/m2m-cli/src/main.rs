@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::Args;
+use crate::args::{Args, Verb};
 use crate::output::Output;
 
 fn main() -> ExitCode {
@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Err(error) => return exit::of_usage(&error),
     };
     let mut output = Output::new(&args.globals);
-    output::start_log(&args.globals);
+    // The demo provokes what the log warns of.
+    output::start_log(&args.globals, matches!(args.verb, Verb::Demo));
     match commands::run(args, &mut output) {
         Ok(code) => code.into(),
         Err(failure) => output.failure(&failure).into(),

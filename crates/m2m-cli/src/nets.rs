@@ -32,7 +32,8 @@ pub(crate) async fn dial(settings: &Settings, output: Output, name: &PeerName) -
     let must_resolve = matches!(&name, PeerName::At(endpoint) if endpoint.host.parse::<IpAddr>().is_err());
     let peer = peer(settings, name)?;
     let net = open_one_shot(settings, output, by_id).await?;
-    let session = if must_resolve { within(settings, "the peer", net.connect(peer)).await? } else { net.dial(peer)? };
+    let session =
+        if must_resolve { within(settings, "the peer", net.connect(peer)).await? } else { net.dial(peer)? };
     Ok(Link { net, session })
 }
 
@@ -117,7 +118,8 @@ pub(crate) async fn within<T>(
         Ok(done) => Ok(done?),
         Err(_) => {
             let seconds = settings.timeout.as_secs_f64();
-            let advice = "Is it running and reachable, and is its key the right one? --timeout SECONDS waits longer";
+            let advice =
+                "Is it running and reachable, and is its key the right one? --timeout SECONDS waits longer";
             Err(Failure::TimedOut(format!("{what}: no answer within {seconds} s. {advice}")))
         }
     }

@@ -3,10 +3,10 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use m2m::Id;
 use serde_json::{Value, json};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::Layer;
 
 use crate::args::Globals;
 use crate::exit::{Exit, Failure};
@@ -116,7 +116,10 @@ pub(crate) fn warn(words: &str) {
 pub(crate) fn with_payload(mut object: Value, payload: &[u8]) -> Value {
     match std::str::from_utf8(payload) {
         Ok(text) => object["payload"] = text.into(),
-        Err(_) => object["payload_hex"] = payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
+        Err(_) => {
+            let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            object["payload_hex"] = hex.into();
+        }
     }
     object
 }
@@ -126,9 +129,10 @@ pub(crate) fn millis(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Sends the log of the library to stderr, at the level that `-v` and `-q` ask for.
-pub(crate) fn start_log(globals: &Globals) {
-    let level = match (globals.quiet, globals.verbose) {
+/// Sends the log of the library to stderr, at the level that `-v` and `-q` ask for. Where trouble is expected, only
+/// errors are worth a line.
+pub(crate) fn start_log(globals: &Globals, trouble_expected: bool) {
+    let level = match (globals.quiet || trouble_expected && globals.verbose == 0, globals.verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,

@@ -23,7 +23,9 @@ use stage::{Stage, Stopped, Told, expected};
 pub(super) async fn run(output: Output) -> Result<Exit, Failure> {
     let start = Instant::now();
     let folder = tempfile::tempdir().map_err(|error| {
-        Failure::Configuration(format!("can't make a folder for the demo's states: {error}. Is TMPDIR writable?"))
+        Failure::Configuration(format!(
+            "can't make a folder for the demo's states: {error}. Is TMPDIR writable?"
+        ))
     })?;
     let mut stage = Stage::new(output);
     let told = tell(&mut stage, folder.path()).await;
@@ -76,7 +78,11 @@ async fn make_keys(folder: &Path) -> Told<Keys> {
 
 async fn gather(stage: &mut Stage, keys: Keys) -> Result<Cast, Stopped> {
     let host = stage.step("the host starts", start_host(&keys, any_port())).await?;
-    let at_host = Endpoint { id: Some(id(1)), host: host.local_addr().ip().to_string(), port: host.local_addr().port() };
+    let at_host = Endpoint {
+        id: Some(id(1)),
+        host: host.local_addr().ip().to_string(),
+        port: host.local_addr().port(),
+    };
     let lamp = keys.net(2, &keys.lamp).host(at_host.clone(), keys.host.clone());
     let lamp = stage.step("a lamp (id 2) registers with the host", start_device(lamp, lamp_router())).await?;
     let thermometer = keys.net(3, &keys.thermometer).host(at_host.clone(), keys.host.clone());
@@ -104,7 +110,8 @@ impl Cast {
 async fn start_host(keys: &Keys, address: SocketAddr) -> Told<Net> {
     let builder = keys.net(1, &keys.host).bind(address).server(true);
     let host = builder.open().await.map_err(expected("a host"))?;
-    let words = format!("it listens on UDP port {}, remembers who is where, and forwards", host.local_addr().port());
+    let words =
+        format!("it listens on UDP port {}, remembers who is where, and forwards", host.local_addr().port());
     Ok((host, words))
 }
 

@@ -27,7 +27,9 @@ pub(super) fn run(settings: &Settings, output: Output) -> Result<Exit, Failure> 
     let fingerprint = fingerprint(&device);
     let shown = folder.display().to_string();
     output.line(
-        &format!("id           {id}\ndevice       {device}\nfingerprint  {fingerprint}\nstate        {shown}"),
+        &format!(
+            "id           {id}\ndevice       {device}\nfingerprint  {fingerprint}\nstate        {shown}"
+        ),
         &json!({"id": id.to_string(), "device": device, "fingerprint": fingerprint, "state_dir": shown}),
     )?;
     Ok(Exit::Ok)

@@ -47,7 +47,8 @@ fn print_data(router: Router, output: Output) -> Router {
 
 /// A value that GET returns and PUT replaces.
 fn with_resource(router: Router, resource: Resource) -> Router {
-    let value = Arc::new(Mutex::new(Value { bytes: resource.value.into_bytes(), format: Some(ContentFormat::TEXT) }));
+    let value =
+        Arc::new(Mutex::new(Value { bytes: resource.value.into_bytes(), format: Some(ContentFormat::TEXT) }));
     let read = value.clone();
     router
         .get(&resource.path, move |_: Request| {

@@ -15,7 +15,8 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Online) -> R
         PeerName::At(endpoint) => endpoint.id,
         PeerName::Alias(_) => None,
     };
-    let id = id.ok_or_else(|| Failure::Configuration("the host knows ids only: name the peer by its id".into()))?;
+    let id =
+        id.ok_or_else(|| Failure::Configuration("the host knows ids only: name the peer by its id".into()))?;
     let net = nets::open_one_shot(settings, output, true).await?;
     let work = async {
         net.registered().await?;

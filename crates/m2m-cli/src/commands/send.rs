@@ -65,7 +65,8 @@ async fn send_lines(
     let mut number = 0;
     loop {
         // What was answered before a failure has been printed; the rest may have arrived all the same.
-        let answer = answers.try_next().await.map_err(|failure| failure.during(format!("line {}", number + 1)))?;
+        let answer =
+            answers.try_next().await.map_err(|failure| failure.during(format!("line {}", number + 1)))?;
         let Some(answer) = answer else { return Ok(()) };
         number += 1;
         print(output, Some(number), &answer)?;
@@ -101,7 +102,9 @@ mod tests {
 
     #[test]
     fn line_ends_are_not_sent() {
-        for (line, sent) in [("a\n", "a"), ("a\r\n", "a"), ("a", "a"), ("\n", ""), ("a\r", "a\r"), (" a \n", " a ")] {
+        for (line, sent) in
+            [("a\n", "a"), ("a\r\n", "a"), ("a", "a"), ("\n", ""), ("a\r", "a\r"), (" a \n", " a ")]
+        {
             assert_eq!(without_line_end(line.into()), sent.as_bytes(), "{line:?}");
         }
     }

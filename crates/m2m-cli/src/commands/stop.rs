@@ -1,4 +1,5 @@
 //! The signals that end a program that runs on: Ctrl-C and SIGTERM.
+#[cfg(unix)]
 use std::io;
 
 use crate::exit::Failure;
@@ -16,8 +17,8 @@ impl Stop {
     pub(super) fn new() -> Result<Stop, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Stop {
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(|error| failed(&error))?,
+            interrupt: signal(SignalKind::interrupt()).map_err(|error| failed(&error))?,
         })
     }
 
@@ -46,6 +47,6 @@ impl Stop {
 }
 
 #[cfg(unix)]
-fn failed(error: io::Error) -> Failure {
+fn failed(error: &io::Error) -> Failure {
     Failure::Other(format!("can't listen for signals: {error}"))
 }

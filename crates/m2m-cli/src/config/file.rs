@@ -60,7 +60,10 @@ pub(super) fn read(path: &Path) -> Result<Option<Checked>, Failure> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            let what = format!("{}: can't read the configuration: {error}. Mend it, or name another with --config FILE", path.display());
+            let what = format!(
+                "{}: can't read the configuration: {error}. Mend it, or name another with --config FILE",
+                path.display()
+            );
             return Err(Failure::Configuration(what));
         }
     };
@@ -114,10 +117,17 @@ impl Document<'_> {
         parse(value.as_ref()).map(Some).map_err(wrong)
     }
 
-    fn alias(&self, (alias, peer): (Spanned<String>, Spanned<String>)) -> Result<(String, PeerName), Failure> {
+    fn alias(
+        &self,
+        (alias, peer): (Spanned<String>, Spanned<String>),
+    ) -> Result<(String, PeerName), Failure> {
         if !matches!(alias.as_ref().parse(), Ok(PeerName::Alias(_))) {
             let what = format!("\"{}\" can't be an alias: it reads as an id or an address", alias.as_ref());
-            return Err(self.wrong(Some(alias.span()), &what, "Choose a word that has other letters than a to f"));
+            return Err(self.wrong(
+                Some(alias.span()),
+                &what,
+                "Choose a word that has other letters than a to f",
+            ));
         }
         let advice = "Write ID, ID@host:port or host:port";
         let wrong = |why: &str| {
@@ -145,7 +155,8 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> String {
-        let failure = parse(Path::new("/etc/m2m.toml"), text).err().unwrap_or_else(|| panic!("taken: {text}"));
+        let failure =
+            parse(Path::new("/etc/m2m.toml"), text).err().unwrap_or_else(|| panic!("taken: {text}"));
         failure.message()
     }
 

@@ -63,7 +63,8 @@ fn a_port_in_use_is_told() {
 fn a_state_folder_in_use_is_told() {
     let world = World::new();
     let _host = world.host();
-    let words = ["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0", "--state-dir", "host"];
+    let words =
+        ["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0", "--state-dir", "host"];
     world.run(&words).fails(7, &["in use by process"]);
 }
 
@@ -73,7 +74,17 @@ fn a_state_folder_that_cannot_be_written_is_told() {
     fs::write(world.path("file"), "").unwrap();
     let words = ["node", "--id", "2", "--key-file", "dev.key", "--state-dir", "file/state"];
     world.run(&words).fails(7, &["file/state", "--state-dir"]);
-    let words = ["send", "--id", "3", "--key-file", "app.key", "--host", "1@127.0.0.1:9", "--state-dir", "file/state"];
+    let words = [
+        "send",
+        "--id",
+        "3",
+        "--key-file",
+        "app.key",
+        "--host",
+        "1@127.0.0.1:9",
+        "--state-dir",
+        "file/state",
+    ];
     world.run(&[&words[..], &["2", "hi"]].concat()).fails(7, &["file/state"]);
     assert_eq!(fs::read(world.path("file")).unwrap(), b"");
 }

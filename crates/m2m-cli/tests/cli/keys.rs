@@ -5,7 +5,10 @@ use crate::world::{World, mode};
 fn a_key_is_32_hex_digits_and_another_each_time() {
     let world = World::new();
     let (one, two) = (world.run(&["keygen"]).ok(), world.run(&["keygen"]).ok());
-    assert!(one.trim_end().len() == 32 && one.trim_end().bytes().all(|byte| byte.is_ascii_hexdigit()), "{one}");
+    assert!(
+        one.trim_end().len() == 32 && one.trim_end().bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{one}"
+    );
     assert_ne!(one, two);
 }
 
@@ -22,9 +25,8 @@ fn a_key_file_is_its_owners_alone_and_never_overwritten() {
 #[test]
 fn a_passphrase_gives_the_same_key_everywhere() {
     let world = World::new();
-    let make = |label: &str, words: &[u8]| {
-        world.run_with(&["keygen", "--passphrase", "--label", label], words)
-    };
+    let make =
+        |label: &str, words: &[u8]| world.run_with(&["keygen", "--passphrase", "--label", label], words);
     let one = make("garden", b"correct horse battery staple\n").ok();
     assert_eq!(make("garden", b"correct horse battery staple").ok(), one);
     assert_ne!(make("house", b"correct horse battery staple").ok(), one);

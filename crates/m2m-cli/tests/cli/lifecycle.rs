@@ -67,7 +67,8 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
     let mut child = world.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Reads a line, as `| head -1` does, and closes the pipe.
     let mut first = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut first).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut first)
+        .unwrap();
     assert!(first.starts_with("1: "), "{first}");
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
@@ -76,10 +77,12 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
 #[test]
 fn a_host_outlives_the_reader_of_its_first_line() {
     let world = World::new();
-    let mut words = world.command(&["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0"]);
+    let mut words =
+        world.command(&["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0"]);
     let mut child = words.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut ready = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready)
+        .unwrap();
     let address = ready.trim_end().strip_prefix("m2m server 1 ready on ").expect(&ready).to_owned();
     let at = format!("1@{address}");
     let online = world.run(&["online", "--key-file", "host.key", "--host", &at, "2"]);

@@ -11,7 +11,8 @@ fn ready_names_id_and_address() {
     let words = ["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0", "--json"];
     let mut child = world.command(&words).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut ready = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready)
+        .unwrap();
     let _ = child.kill();
     let _ = child.wait();
     let start = "{\"event\":\"ready\",\"id\":\"00000000000000000000000000000001\",\"addr\":\"127.0.0.1:";
@@ -35,7 +36,10 @@ fn answers_are_objects() {
     assert_eq!(app(&["online", "2"]), [json!({"id": TWO, "online": true})]);
     let pings = app(&["ping", "-n", "2", "--interval", "0.05", "2"]);
     assert_eq!(pings.len(), 3, "{pings:?}");
-    assert!(pings[1]["seq"] == 2 && pings[1]["ms"].is_f64() && pings[1]["path"]["relay"].is_string(), "{pings:?}");
+    assert!(
+        pings[1]["seq"] == 2 && pings[1]["ms"].is_f64() && pings[1]["path"]["relay"].is_string(),
+        "{pings:?}"
+    );
     assert!(pings[2]["sent"] == 2 && pings[2]["answered"] == 2, "{pings:?}");
     let at = format!("2@{}", device.address);
     let direct = app(&["ping", "-n", "1", &at]);

@@ -93,7 +93,8 @@ fn a_pair_key_opens_one_direction() {
     world.run(&["keygen", "--pair", "3", "2", "--key-file", "dev.key", "-o", "pair.key"]).ok();
     let at = format!("1@{}", host.address);
     let words = ["send", "--key-file", "app.key", "--host", &at, "--host-key-file", "host.key"];
-    let send = |id: &str| world.run(&[&words[..], &["--peer-key-file", "pair.key", "--id", id, "2", "hi"]].concat());
+    let send =
+        |id: &str| world.run(&[&words[..], &["--peer-key-file", "pair.key", "--id", id, "2", "hi"]].concat());
     assert_eq!(send("3").ok(), "hi\n");
     send("4").fails(7, &["pair key"]);
 }
@@ -115,14 +116,13 @@ fn the_environment_and_the_file_say_it_too() {
     let world = World::new();
     let host = world.host();
     let _device = world.device(&host, &["--echo"]);
-    let config = format!(
-        "host = \"1@{}\"\nhost_key_file = \"host.key\"\n[peers]\nkitchen = \"2\"\n",
-        host.address
-    );
+    let config =
+        format!("host = \"1@{}\"\nhost_key_file = \"host.key\"\n[peers]\nkitchen = \"2\"\n", host.address);
     std::fs::write(world.path("my.toml"), config).unwrap();
     let key = std::fs::read_to_string(world.path("dev.key")).unwrap();
     let mut command = world.command(&["send", "--config", "my.toml", "kitchen", "hi"]);
-    let output = command.env("M2M_PEER_KEY", key.trim()).env("M2M_ID", "3").env("M2M_KEY_FILE", "app.key").output();
+    let output =
+        command.env("M2M_PEER_KEY", key.trim()).env("M2M_ID", "3").env("M2M_KEY_FILE", "app.key").output();
     let output = output.unwrap();
     assert_eq!(output.stdout, b"hi\n", "{output:?}");
 }

@@ -40,7 +40,11 @@ impl World {
     /// The command in the world's folder, with nothing of the caller's environment that it would heed.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_m2m"));
-        command.args(words).current_dir(self.folder.path()).env("HOME", self.folder.path()).stdin(Stdio::null());
+        command
+            .args(words)
+            .current_dir(self.folder.path())
+            .env("HOME", self.folder.path())
+            .stdin(Stdio::null());
         let foreign = |name: &str| name.starts_with("M2M_") || name.starts_with("XDG_");
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(foreign)) {
             command.env_remove(name);
@@ -60,7 +64,18 @@ impl World {
 
     /// Starts a host with id 1 on this port of the loopback, and waits until it is ready.
     pub(crate) fn host_at(&self, bind: &str) -> Running {
-        let words = ["server", "--id", "1", "--key-file", "host.key", "--bind", bind, "--state-dir", "host", "--json"];
+        let words = [
+            "server",
+            "--id",
+            "1",
+            "--key-file",
+            "host.key",
+            "--bind",
+            bind,
+            "--state-dir",
+            "host",
+            "--json",
+        ];
         Running::start(self.command(&words))
     }
 
@@ -71,8 +86,10 @@ impl World {
     /// Starts a device with id 2 behind the host, and waits until the host has registered it.
     pub(crate) fn device(&self, host: &Running, more: &[&str]) -> Running {
         let at = format!("1@{}", host.address);
-        let words = ["node", "--id", "2", "--key-file", "dev.key", "--host", &at, "--host-key-file", "host.key"];
-        let device = Running::start(self.command(&[&words[..], &["--bind", "127.0.0.1:0", "--json"], more].concat()));
+        let words =
+            ["node", "--id", "2", "--key-file", "dev.key", "--host", &at, "--host-key-file", "host.key"];
+        let device =
+            Running::start(self.command(&[&words[..], &["--bind", "127.0.0.1:0", "--json"], more].concat()));
         device.wait_for("host_connected");
         device
     }

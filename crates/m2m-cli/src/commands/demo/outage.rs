@@ -1,7 +1,7 @@
 //! The demo's end: the host goes away and returns, and everybody leaves.
 use std::time::Duration;
 
-use m2m::{HostState, Net};
+use m2m::{HostState, Net, Peer};
 
 use super::stage::{Stage, Stopped, Told, expected, same};
 use super::{Cast, say, start_host};
@@ -39,7 +39,9 @@ async fn back_again(cast: &Cast) -> Told<()> {
 }
 
 async fn leave(cast: &Cast) -> Told<()> {
-    let session = cast.app.connect(cast.lamp()).await.map_err(expected("a session"))?;
+    let lamp = Peer::addr(cast.lamp.id(), cast.lamp.local_addr()).key(cast.keys.lamp.clone());
+    let session = cast.app.connect(lamp).await.map_err(expected("a session"))?;
+    say(&session, "good night").await?;
     cast.lamp.shutdown().await;
     let why = tokio::time::timeout(Duration::from_secs(3), session.closed()).await;
     let why = why.map_err(|_| "expected the app to learn that the lamp left, nothing came".to_owned())?;

@@ -45,7 +45,8 @@ impl Stage {
         let start = Instant::now();
         let told = tokio::time::timeout(STEP, work).await;
         let ms = start.elapsed().as_millis() as u64;
-        let told = told.unwrap_or_else(|_| Err(format!("expected it within {} s, nothing came", STEP.as_secs())));
+        let told =
+            told.unwrap_or_else(|_| Err(format!("expected it within {} s, nothing came", STEP.as_secs())));
         match told {
             Ok((left, words)) => {
                 self.steps = number;

@@ -35,7 +35,8 @@ async fn by_id(cast: &Cast) -> Told<Session> {
 }
 
 async fn both_ways(cast: &Cast, session: &Session) -> Told<()> {
-    let back = cast.lamp.session(cast.app.id()).ok_or("expected the lamp to have the app's session, came none")?;
+    let back =
+        cast.lamp.session(cast.app.id()).ok_or("expected the lamp to have the app's session, came none")?;
     let (asked, answered) = tokio::join!(say(&back, "are you there?"), say(session, "on my way"));
     same("the app's answer", "app heard are you there?", &asked?)?;
     same("the lamp's answer", "lamp heard on my way", &answered?)?;
