@@ -64,6 +64,8 @@ use session::{Ask, State};
 
 /// The largest UDP payload (protocol, section 3).
 pub const MAX_DATAGRAM: usize = 1200;
+/// Nobody may take less than this (protocol, section 3.1); one who says so is refused.
+const MIN_MAX_UDP: u16 = 256;
 /// Buffers kept for the next packets.
 const POOL: usize = 64;
 /// Sources that are told apart when INITs are budgeted.
@@ -392,6 +394,9 @@ impl Net {
     /// Measures the round trip to a peer; the answer is [`Event::Pong`].
     pub fn ping(&mut self, now: Time, session: SessionId, id: RequestId) -> Result<(), CommandError> {
         let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
+        if matches!(state.state, State::Closing { .. }) {
+            return Err(CommandError::Closed);
+        }
         let next_s = timers::next_s(state);
         if !state.control.ask(Ask::Ping { user: Some(id), next_s }, now) {
             return Err(CommandError::QueueFull);

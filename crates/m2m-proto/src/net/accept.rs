@@ -58,7 +58,8 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         self.init_budget.give_back(source, 1);
-        let Some(suite) = init.suites.choose(&self.config.suites) else {
+        let takes_enough = opened.payload().max_udp >= super::MIN_MAX_UDP;
+        let Some(suite) = init.suites.choose(&self.config.suites).filter(|_| takes_enough) else {
             return self.stats.drop(Drop::BadHandshake);
         };
 

@@ -157,7 +157,12 @@ impl Net {
             // The answer to a repeated INIT, while the first one's made the session.
             return self.stats.drop(Drop::Replayed);
         };
-        let Ok(established) = connecting.handshake.read_resp(resp) else {
+        let Some(established) = connecting
+            .handshake
+            .read_resp(resp)
+            .ok()
+            .filter(|established| established.resp.max_udp >= super::MIN_MAX_UDP)
+        else {
             return self.stats.drop(Drop::BadHandshake);
         };
         let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));

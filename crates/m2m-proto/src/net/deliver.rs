@@ -40,31 +40,40 @@ impl Net {
         };
         match session.state {
             State::HalfOpen(_) => self.confirm(now, id, origin),
-            State::Closing { .. } => {
-                return self.send_frame(
-                    now,
-                    id,
-                    origin.path(),
-                    &Frame::Close { code: CloseCode::DONE, text: "" },
-                );
-            }
+            State::Closing { .. } => return self.answer_closed(now, id, origin, plain),
             _ => {}
         }
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        let mut challenge = None;
         for element in elements {
             if self.table.get(id).is_none_or(|session| !session.is_up()) {
                 return;
             }
             match element {
                 Element::Message(message) => self.on_message(now, id, message),
+                Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
                 Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
             }
         }
+        if let Some(data) = challenge {
+            // One for a packet: its source may be forged, and whoever lives there must not get more than was sent.
+            self.send_frame(now, id, origin.path(), &Frame::PathResponse(data));
+        }
         self.touch(id);
         self.arm(id);
+    }
+
+    /// A packet for a session that was closed here: its sender is told again, unless it says the same. Two that closed
+    /// at once would tell each other until both forgot.
+    fn answer_closed(&mut self, now: Time, id: SessionId, origin: Origin, plain: &[u8]) {
+        let is_close = |element| matches!(element, Element::Frame(Frame::Close { .. }));
+        let Ok(mut elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        if !elements.any(is_close) {
+            self.send_frame(now, id, origin.path(), &Frame::Close { code: CloseCode::DONE, text: "" });
+        }
     }
 
     fn on_message(&mut self, now: Time, id: SessionId, bytes: &[u8]) {
@@ -114,10 +123,9 @@ impl Net {
 
     fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
         match *frame {
-            Frame::Pad | Frame::Confirm { .. } | Frame::PathResponse(_) => {}
+            Frame::Pad | Frame::Confirm { .. } | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
-            Frame::PathChallenge(data) => self.send_frame(now, id, origin.path(), &Frame::PathResponse(data)),
             Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
             Frame::Prove { public, mac } => self.on_prove(id, public, mac),
             Frame::Register { req, ephemeral, epoch, lease_s } => {
@@ -170,6 +178,7 @@ impl Net {
             session.line.add_round_trip(now, rtt);
         }
         session.keepalive.last_answer = now;
+        self.host_answered(now, id, asked.first_sent);
         match asked.what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: Some(rtt) }),
             _ => self.grow_ping(id, observed),

@@ -42,6 +42,9 @@ pub struct HostConfig {
 }
 
 pub(super) struct Host {
+    /// Whom handshakes are for: as the caller named it.
+    wanted: Id,
+    /// Who it is, or was last.
     pub(super) id: Id,
     key: PeerKey,
     addresses: Vec<SocketAddr>,
@@ -54,6 +57,8 @@ pub(super) struct Host {
     public: Option<SocketAddr>,
     /// Granted at the last registration.
     pub(super) lease: Option<Duration>,
+    /// The host has heard us at this instant or later: when that left to which an answer came last.
+    renewed: Time,
     stale_retry: bool,
     /// Handshakes that wait for the registration.
     waiting: VecDeque<SessionId>,
@@ -106,6 +111,7 @@ impl Net {
             return Err(CommandError::TableFull);
         }
         self.hosts.push(Host {
+            wanted: host.id,
             id: host.id,
             key: host.key,
             addresses: host.addresses,
@@ -116,6 +122,7 @@ impl Net {
             up_told: false,
             public: None,
             lease: None,
+            renewed: now,
             stale_retry: false,
             waiting: VecDeque::new(),
             lookups: VecDeque::new(),
@@ -205,7 +212,7 @@ impl Net {
     fn open_host_session(&mut self, now: Time, address: SocketAddr) {
         let place = self.active_host;
         let Some(host) = self.hosts.get(place) else { return };
-        let (id, key) = (host.id, host.key.clone());
+        let (id, key) = (host.wanted, host.key.clone());
         let started = self.start_handshake(now, id, &key, Path::Direct(address), Some(place));
         let Some(host) = self.hosts.get_mut(place) else { return };
         match started {
@@ -254,7 +261,7 @@ impl Net {
                 if let Some(session) = self.table.get_mut(id) {
                     session.proof = None;
                 }
-                self.registered(now, place, id, answer.lease_s);
+                self.registered(now, place, id, answer.lease_s, asked.first_sent);
             }
             RegisterStatus::STALE if !host.stale_retry => {
                 host.stale_retry = true;
@@ -269,11 +276,23 @@ impl Net {
         }
     }
 
-    fn registered(&mut self, now: Time, place: usize, id: SessionId, lease_s: u32) {
+    /// The host answered a ping that left at `asked`. If it may have heard nothing for a whole lease before, the
+    /// registration has lapsed, which nobody told us: it is made again, in the same session and with the same epoch.
+    pub(super) fn host_answered(&mut self, now: Time, id: SessionId, asked: Time) {
+        let place = self.table.get(id).and_then(|session| session.host);
+        let Some(host) = place.and_then(|place| self.hosts.get_mut(place)) else { return };
+        let before = core::mem::replace(&mut host.renewed, asked);
+        if host.phase == Phase::Registered(id) && host.lease.is_some_and(|lease| now.since(before) >= lease) {
+            self.register(now, id, Epoch(self.last_epoch));
+        }
+    }
+
+    fn registered(&mut self, now: Time, place: usize, id: SessionId, lease_s: u32, asked: Time) {
         let Some(host) = self.hosts.get_mut(place) else { return };
         let lease = Duration::from_secs(u64::from(lease_s.max(1)));
         host.phase = Phase::Registered(id);
         host.lease = Some(lease);
+        host.renewed = asked;
         host.backoff = self.config.timers.host_retry_min;
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
@@ -292,6 +311,7 @@ impl Net {
         let retry = self.config.timers.host_retry_max;
         let Some(host) = self.hosts.get_mut(place) else { return };
         host.phase = Phase::Refused;
+        host.up_told = false;
         host.retry_at = now + retry;
         let (host_id, waiting) = (host.id, core::mem::take(&mut host.waiting));
         if let Some(session) = self.table.get_mut(id) {
@@ -333,6 +353,10 @@ impl Net {
         host.next_address = host.next_address.wrapping_add(1);
         // A session that stood and is gone is tried again at once; one that never stood waits longer each time.
         let wait = match (why, was_registered) {
+            // Another net has our id and our device key: two that come back at once would drive each other out for ever.
+            (HostLoss::Session(CloseReason::Peer(code)), _) if CloseCode(code) == CloseCode::REPLACED => {
+                self.config.timers.host_retry_max
+            }
             (HostLoss::Session(_), true) => Duration::from_millis(100),
             _ => host.backoff,
         };
@@ -383,13 +407,13 @@ impl Net {
 
     fn wake_waiting(&mut self, now: Time, place: usize) {
         let Some(host) = self.hosts.get_mut(place) else { return };
-        let (host, waiting) = (host.id, core::mem::take(&mut host.waiting));
+        let (neighbour, waiting) = (host.id, core::mem::take(&mut host.waiting));
         for id in waiting {
             if let Some(session) = self.table.get_mut(id)
                 && let State::Connecting(connecting) = &mut session.state
             {
-                // The host's id may not have been known when the wait began.
-                session.path = Path::Through(host);
+                // The host's id may be news: it was named by its address, or another one is there now.
+                session.path = Path::Through(neighbour);
                 connecting.next = now;
                 self.send_init(now, id);
             }

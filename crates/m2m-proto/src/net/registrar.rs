@@ -31,6 +31,7 @@ impl Guest {
         let limits = &config.limits;
         Guest {
             proven: None,
+            claimed: false,
             waiting: None,
             lease: Duration::ZERO,
             registered: false,
@@ -77,8 +78,8 @@ impl Net {
         if !allowed || (guest.proven.is_none() && !asked.ephemeral) {
             return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
         }
-        if guest.registered {
-            // The claim was checked when this session registered first.
+        if guest.registered && (guest.claimed || asked.ephemeral) {
+            // The store was asked when this session registered first.
             return self.bind(now, id, asked);
         }
         guest.waiting = Some(asked);
@@ -87,10 +88,9 @@ impl Net {
     }
 
     pub(super) fn finish_registration(&mut self, now: Time, id: SessionId, outcome: ClaimOutcome) {
-        let Some(asked) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()?.waiting.take())
-        else {
-            return;
-        };
+        let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
+        let Some(asked) = guest.waiting.take() else { return };
+        guest.claimed |= outcome == ClaimOutcome::Held && !asked.ephemeral;
         match outcome {
             ClaimOutcome::Held => self.bind(now, id, asked),
             ClaimOutcome::Taken { since } => {

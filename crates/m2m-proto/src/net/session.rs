@@ -101,6 +101,8 @@ pub(crate) enum Proof {
 pub(crate) struct Guest {
     /// The device key that it proved to hold.
     pub(crate) proven: Option<[u8; 32]>,
+    /// The store holds its claim. An ephemeral registration has none.
+    pub(crate) claimed: bool,
     /// A REGISTER whose claim is with the store.
     pub(crate) waiting: Option<Registering>,
     /// Its registration ends then; later with each packet.
@@ -163,9 +165,11 @@ pub(crate) enum LookupFor {
 }
 
 impl Control {
-    /// Notes a question; false when too many are open.
+    /// Notes a question; false when too many are open. Of the machine's own there is one of a kind, and it always has
+    /// its place: a ping that is due and cannot be asked would be due for ever.
     pub(crate) fn ask(&mut self, what: Ask, now: Time) -> bool {
-        if self.asks.len() >= MAX_ASKS {
+        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. });
+        if !own && self.asks.len() >= MAX_ASKS {
             return false;
         }
         let req = Req(self.next_req);

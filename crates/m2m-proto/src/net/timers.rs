@@ -15,6 +15,12 @@ use crate::{
 
 /// A question without an answer for so long, or for four RTOs if that is longer, means that nobody is there.
 const ASK_PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long a question waits for its answer in all, with this retransmission timeout.
+pub(super) fn patience(rto: Duration) -> Duration {
+    ASK_PATIENCE.max(4 * rto)
+}
+
 /// Entries of the past are swept out of the heap when it is so much longer than the table.
 const HEAP_SLACK: usize = 1024;
 
@@ -105,7 +111,7 @@ impl Net {
     /// Ends the questions that waited too long; true if one of them means that the session is lost.
     fn give_up_asks(&mut self, now: Time, id: SessionId) -> bool {
         let Some(session) = self.table.get_mut(id) else { return false };
-        let patience = ASK_PATIENCE.max(4 * session.line.rto(&self.line_config));
+        let patience = patience(session.line.rto(&self.line_config));
         let heard = session.last_heard;
         let mut failed = alloc::vec::Vec::new();
         session.control.asks.retain(|ask| {
@@ -149,10 +155,11 @@ impl Net {
     }
 }
 
-/// What PING says of the next one: the interval rounded up, and a second's grace for the timers of both sides.
+/// What PING says of the next one: the interval as it will be once this one is answered, rounded up, and a second's
+/// grace for the timers of both sides.
 pub(super) fn next_s(session: &Session) -> u16 {
     match session.keepalive.interval {
         interval if interval.is_zero() => 0,
-        interval => u16::try_from(interval.as_secs() + 2).unwrap_or(u16::MAX),
+        interval => u16::try_from((interval + interval / 4).as_secs() + 2).unwrap_or(u16::MAX),
     }
 }

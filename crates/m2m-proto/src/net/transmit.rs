@@ -266,7 +266,9 @@ fn push_control(
         }
         let doubled = rto * (1 << u32::from(asking.sent).min(6));
         asking.sent = asking.sent.saturating_add(1);
-        asking.due = now + doubled.min(ASK_MAX_WAIT).max(rto);
+        // The end of all patience is an instant of its own, not the next repetition after it.
+        let over = asking.first_sent + super::timers::patience(rto);
+        asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
 }
 

@@ -1,0 +1,8 @@
+//! The machine under attack: what the protocol says it refuses, bounds or outlives, one behaviour a test.
+mod handshake;
+mod keepalive;
+mod limits;
+mod packets;
+mod registration;
+mod relay;
+mod rig;

@@ -1,0 +1,485 @@
+//! Registrations that are forged, stale, ahead, replaced, lapsed, or made where none is kept.
+use m2m_proto::{
+    config::Rate,
+    error::{CloseReason, ConnectError},
+    event::{Event, HostLoss, RequestId},
+    id::Id,
+    net::{HostConfig, Route},
+    session::keys::DeviceKey,
+    stats::Drop,
+    time::Duration,
+    wire::frame::{CloseCode, Epoch, FoundStatus, Frame, RegisterStatus, Req},
+};
+use m2m_sim::{NetIndex, World, world::UNIX_START_MS};
+
+use crate::rig::*;
+
+/// What REGISTERED says: status, epoch, lease.
+type Answer = (RegisterStatus, u64, u32);
+
+fn answers(frame: &Frame<'_>) -> Option<Answer> {
+    match frame {
+        Frame::Registered { status, epoch, lease_s, .. } => Some((*status, epoch.0, *lease_s)),
+        _ => None,
+    }
+}
+
+/// A host, number 1, and a guest driven by hand, number 2, not registered.
+fn host() -> (World, NetIndex, Hand) {
+    let mut world = World::new(1);
+    let host = world.add_host(1);
+    let hand = Hand::up(&mut world, 2, host, 1);
+    (world, host, hand)
+}
+
+/// Says PROVE and REGISTER.
+fn prove_and_register(world: &mut World, hand: &mut Hand, req: u16, epoch: u64) -> Answer {
+    let proof = hand.proof();
+    let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };
+    let said = hand.talk(world, &[prove, register(req, epoch)], answers);
+    assert_eq!(said.len(), 1, "one answer");
+    said[0]
+}
+
+const NOW: u64 = UNIX_START_MS;
+
+#[test]
+fn register_without_prove_is_refused() {
+    let (mut world, host, mut hand) = host();
+    assert_eq!(hand.talk(&mut world, &[register(1, NOW)], answers)[0].0, RegisterStatus::REFUSED);
+    assert_eq!(world.net(host).registrations(), 0);
+    assert!(world.member(host).claims.is_empty());
+}
+
+#[test]
+fn a_proof_with_a_wrong_mac_is_refused() {
+    let (mut world, host, mut hand) = host();
+    let proof = hand.proof();
+    let mut mac = proof.mac;
+    mac[0] ^= 1;
+    let prove = Frame::Prove { public: &proof.public, mac: &mac };
+    assert_eq!(hand.talk(&mut world, &[prove, register(1, NOW)], answers)[0].0, RegisterStatus::REFUSED);
+    // There is no second try in a session.
+    assert_eq!(prove_and_register(&mut world, &mut hand, 2, NOW).0, RegisterStatus::REFUSED);
+    assert_eq!((world.net(host).registrations(), world.member(host).claims.len()), (0, 0));
+    assert_eq!(dropped(&mut world, host, Drop::BadHandshake), 1);
+}
+
+#[test]
+fn a_proof_of_another_session_is_refused() {
+    let (mut world, host, hand) = host();
+    let replayed = hand.proof();
+    let mut thief = Hand::new(&mut world, 2, host, 1);
+    let fields = thief.fields(0x9999);
+    thief.half_open(&mut world, &fields, 0x55);
+    let prove = Frame::Prove { public: &replayed.public, mac: &replayed.mac };
+    assert_eq!(thief.talk(&mut world, &[prove, register(1, NOW)], answers)[0].0, RegisterStatus::REFUSED);
+    assert_eq!(world.net(host).registrations(), 0);
+}
+
+#[test]
+fn a_weak_public_key_proves_nothing() {
+    let (mut world, host, mut hand) = host();
+    let prove = Frame::Prove { public: &[0; 32], mac: &[0; 16] };
+    assert_eq!(hand.talk(&mut world, &[prove, register(1, NOW)], answers)[0].0, RegisterStatus::REFUSED);
+    assert_eq!(world.net(host).registrations(), 0);
+}
+
+#[test]
+fn reserved_ids_are_not_registered() {
+    for id in [Id([0xFF; 16]), Id([0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9])] {
+        let (mut world, host, mut hand) = host();
+        let mut fields = hand.fields(0x77);
+        fields.src = id;
+        hand.half_open(&mut world, &fields, 3);
+        assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, RegisterStatus::REFUSED);
+        assert_eq!(world.net(host).registrations(), 0);
+    }
+}
+
+#[test]
+fn a_host_of_the_host_is_not_registered_with_it() {
+    let mut world = World::new(2);
+    let above = world.add_host(5);
+    let host = world.add_host(1);
+    world.join(host, above, 5);
+    let mut hand = Hand::up(&mut world, 5, host, 1);
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, RegisterStatus::REFUSED);
+}
+
+#[test]
+fn the_epoch_decides_row_by_row() {
+    let (mut world, host, mut hand) = host();
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW), (RegisterStatus::OK, NOW, 600));
+    let again = hand.talk(&mut world, &[register(2, NOW)], answers);
+    assert_eq!(again, [(RegisterStatus::OK, NOW, 600)], "the same session, equal: refreshed");
+
+    // Another session of the same device.
+    let mut other = Hand::new(&mut world, 2, host, 1);
+    other.address.set_port(4001);
+    let fields = other.fields(0x4001);
+    other.half_open(&mut world, &fields, 0x41);
+    assert_eq!(prove_and_register(&mut world, &mut other, 1, NOW), (RegisterStatus::STALE, NOW, 0), "equal");
+    let lower = other.talk(&mut world, &[register(2, NOW - 5)], answers);
+    assert_eq!(lower, [(RegisterStatus::STALE, NOW, 0)], "ours is higher");
+    let host_now = UNIX_START_MS + world.now.as_micros() / 1000;
+    let ahead = other.talk(&mut world, &[register(3, host_now + 301_000)], answers);
+    assert_eq!(ahead[0].0, RegisterStatus::AHEAD);
+    assert!(ahead[0].1.abs_diff(host_now) < 1_000, "and is told the host's time");
+    assert!(hand.hear(&mut world).is_empty(), "the older one stands through all of it");
+    let newer = other.talk(&mut world, &[register(4, NOW + 1)], answers);
+    assert_eq!(newer, [(RegisterStatus::OK, NOW + 1, 600)]);
+    let closed = pick(&hand.hear(&mut world), |frame| match frame {
+        Frame::Close { code, .. } => Some(*code),
+        _ => None,
+    });
+    assert_eq!(closed, [CloseCode::REPLACED]);
+    assert_eq!(world.net(host).registrations(), 1);
+}
+
+#[test]
+fn a_stale_device_tries_once_more_and_stands() {
+    let mut world = World::new(3);
+    let host = world.add_host(1);
+    // An older registration whose epoch is ahead of the clock by less than the slack.
+    let mut hand = Hand::up(&mut world, 2, host, 1);
+    let ahead = NOW + 200_000;
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, ahead).0, RegisterStatus::OK);
+    let device = world.add_guest(2, host, 1);
+    registered(&mut world, device);
+    assert_eq!(world.member(device).epoch, ahead + 1, "and keeps what it registered with");
+}
+
+#[test]
+fn a_device_whose_epoch_ran_ahead_takes_the_hosts_time() {
+    let mut world = World::new(4);
+    let host = world.add_host(1);
+    let device = world.add(World::config(2));
+    world.member(device).epoch = NOW + 10_000_000_000;
+    world.start(device, World::config(2));
+    world.join(device, host, 1);
+    registered(&mut world, device);
+    assert!(world.member(device).epoch < NOW + 100_000);
+}
+
+#[test]
+fn a_repeated_register_gets_the_same_answer() {
+    let (mut world, host, mut hand) = host();
+    let first = prove_and_register(&mut world, &mut hand, 1, NOW);
+    for _ in 0..3 {
+        let proof = hand.proof();
+        let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };
+        assert_eq!(hand.talk(&mut world, &[prove, register(1, NOW)], answers), [first]);
+    }
+    let told = world.member(host).events.iter();
+    assert_eq!(told.filter(|(_, event)| matches!(event, Event::Registered { .. })).count(), 1);
+}
+
+#[test]
+fn the_lease_is_the_smaller_of_what_is_asked_and_allowed() {
+    for (asked, lease) in [(30, 30), (600, 60), (u32::MAX, 60), (0, 1)] {
+        let mut world = World::new(5);
+        let mut config = World::config(1);
+        (config.registry, config.relay) = (true, true);
+        config.max_router_tm = 60 * SECOND;
+        let host = world.add(config);
+        let mut hand = Hand::up(&mut world, 2, host, 1);
+        let proof = hand.proof();
+        let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };
+        let ask = Frame::Register { req: Req(1), ephemeral: false, epoch: Epoch(NOW), lease_s: asked };
+        assert_eq!(hand.talk(&mut world, &[prove, ask], answers)[0].2, lease, "asked {asked}");
+    }
+}
+
+#[test]
+fn each_packet_renews_a_lease_and_silence_ends_it() {
+    let mut world = World::new(6);
+    let mut config = World::config(1);
+    config.registry = true;
+    config.max_router_tm = 10 * SECOND;
+    let host = world.add(config);
+    let mut hand = Hand::up(&mut world, 2, host, 1);
+    prove_and_register(&mut world, &mut hand, 1, NOW);
+    for _ in 0..5 {
+        world.run(8 * SECOND);
+        assert_eq!(world.net(host).registrations(), 1);
+        hand.say(&mut world, &[Frame::Pad]);
+    }
+    world.run(9 * SECOND);
+    assert_eq!(world.net(host).registrations(), 1);
+    world.run(2 * SECOND);
+    assert_eq!(world.net(host).registrations(), 0);
+    world.wait_for(host, SECOND, |event| matches!(event, Event::Unregistered { .. }).then_some(()));
+}
+
+/// A host with that longest lease and a net registered with it.
+fn short_lease(lease: Duration) -> (World, NetIndex, NetIndex) {
+    let mut world = World::new(7);
+    let mut config = World::config(1);
+    (config.registry, config.relay) = (true, true);
+    config.max_router_tm = lease;
+    let host = world.add(config);
+    let device = world.add_guest(2, host, 1);
+    registered(&mut world, device);
+    (world, host, device)
+}
+
+#[test]
+fn a_net_under_a_lease_of_6_seconds_stays_registered() {
+    let (mut world, host, _) = short_lease(6 * SECOND);
+    for _ in 0..600 {
+        world.run(SECOND / 2);
+        assert_eq!(world.net(host).registrations(), 1);
+    }
+}
+
+#[test]
+fn a_lease_that_lapsed_in_an_outage_is_made_good_afterwards() {
+    for outage in [5, 6, 7, 8, 9, 12, 30] {
+        let (mut world, host, device) = short_lease(6 * SECOND);
+        world.cut.push((host, device));
+        world.run(outage * SECOND);
+        world.cut.clear();
+        world.run(40 * SECOND);
+        assert!(world.net(device).is_registered());
+        assert_eq!(world.net(host).registrations(), 1, "after an outage of {outage} s");
+    }
+}
+
+#[test]
+fn a_net_without_a_registry_says_so() {
+    let mut world = World::new(8);
+    let other = world.add(World::config(1));
+    let device = world.add_guest(2, other, 1);
+    let status = world.wait_for(device, 5 * SECOND, |event| match event {
+        Event::HostRefused { status, .. } => Some(*status),
+        _ => None,
+    });
+    assert_eq!(status, RegisterStatus::NO_REGISTRY);
+    assert_eq!(world.net(device).sessions(), 0);
+}
+
+#[test]
+fn what_waits_for_a_host_that_refuses_fails_with_that_reason() {
+    let mut world = World::new(9);
+    let other = world.add(World::config(1));
+    let device = world.add_guest(2, other, 1);
+    world.command(device, |net, now| net.connect(now, World::id(9), &key(9), Route::Host).unwrap());
+    let why = world.wait_for(device, 15 * SECOND, |event| match event {
+        Event::ConnectFailed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(why, ConnectError::HostRefused);
+}
+
+#[test]
+fn lookup_is_for_those_who_are_registered_and_within_their_budget() {
+    let (mut world, _, mut hand) = host();
+    let found = |frame: &Frame<'_>| match frame {
+        Frame::Found { status, home, .. } => Some((*status, *home)),
+        _ => None,
+    };
+    let ask = |req: u16| Frame::Lookup { req: Req(req), id: World::id(2) };
+    assert_eq!(hand.talk(&mut world, &[ask(1)], found), [(FoundStatus::REFUSED, Id::ANY)]);
+    prove_and_register(&mut world, &mut hand, 2, NOW);
+    let mut said = Vec::new();
+    for half in 0..2 {
+        let asks: Vec<Frame<'_>> = (0..15).map(|n| ask(10 + 20 * half + n)).collect();
+        said.extend(hand.talk(&mut world, &asks, found));
+    }
+    let online = said.iter().filter(|answer| **answer == (FoundStatus::ONLINE, World::id(1))).count();
+    let busy = said.iter().filter(|answer| **answer == (FoundStatus::BUSY, Id::ANY)).count();
+    assert!((20..=21).contains(&online) && online + busy == 30, "a burst of 20: {said:?}");
+}
+
+#[test]
+fn a_claimed_id_is_not_lent_to_an_ephemeral_one() {
+    let (mut world, host, mut hand) = host();
+    prove_and_register(&mut world, &mut hand, 1, NOW);
+    let mut other = Hand::new(&mut world, 2, host, 1);
+    let fields = other.fields(0x4001);
+    other.half_open(&mut world, &fields, 0x41);
+    let ask = Frame::Register { req: Req(1), ephemeral: true, epoch: Epoch(NOW + 1), lease_s: 120 };
+    assert_eq!(other.talk(&mut world, &[ask], answers)[0].0, RegisterStatus::CLAIMED);
+}
+
+#[test]
+fn an_ephemeral_registration_is_short_and_claims_nothing() {
+    let (mut world, host, mut hand) = host();
+    let ask = Frame::Register { req: Req(1), ephemeral: true, epoch: Epoch(NOW), lease_s: 600 };
+    assert_eq!(hand.talk(&mut world, &[ask], answers), [(RegisterStatus::OK, NOW, 120)]);
+    assert!(world.member(host).claims.is_empty());
+}
+
+#[test]
+fn an_ephemeral_registration_does_not_become_a_claim_unasked() {
+    let (mut world, host, mut hand) = host();
+    let ask = Frame::Register { req: Req(1), ephemeral: true, epoch: Epoch(NOW), lease_s: 600 };
+    hand.talk(&mut world, &[ask], answers);
+    let answer = prove_and_register(&mut world, &mut hand, 2, NOW);
+    assert_eq!(answer, (RegisterStatus::OK, NOW, 600));
+    assert_eq!(world.member(host).claims.len(), 1, "a full lease is for those whose claim is stored");
+}
+
+#[test]
+fn a_store_that_fails_is_told_and_tried_again() {
+    let mut world = World::new(10);
+    let host = world.add_host(1);
+    world.member(host).disk_full = true;
+    let device = world.add_guest(2, host, 1);
+    for _ in 0..2 {
+        let status = world.wait_for(device, 60 * SECOND, |event| match event {
+            Event::HostRefused { status, .. } => Some(*status),
+            _ => None,
+        });
+        assert_eq!(status, RegisterStatus::STORE);
+        assert_eq!(world.net(host).registrations(), 0);
+    }
+    world.member(host).disk_full = false;
+    world.wait_for(device, 60 * SECOND, |event| matches!(event, Event::HostConnected { .. }).then_some(()));
+}
+
+#[test]
+fn a_full_registry_refuses_the_new_and_keeps_the_known() {
+    let mut world = World::new(11);
+    let mut config = World::config(1);
+    config.registry = true;
+    config.limits.registrations = 1;
+    let host = world.add(config);
+    let first = world.add_guest(2, host, 1);
+    registered(&mut world, first);
+    let second = world.add_guest(3, host, 1);
+    let status = world.wait_for(second, 5 * SECOND, |event| match event {
+        Event::HostRefused { status, .. } => Some(*status),
+        _ => None,
+    });
+    assert_eq!(status, RegisterStatus::FULL);
+    assert!(world.net(first).is_registered());
+}
+
+#[test]
+fn two_copies_of_a_device_do_not_chase_each_other() {
+    let mut world = World::new(12);
+    let host = world.add_host(1);
+    let copies = [world.add_guest(2, host, 1), world.add_guest(2, host, 1)];
+    world.run(5 * SECOND);
+    let before = world.net(host).stats().handshakes;
+    world.run(120 * SECOND);
+    let handshakes = world.net(host).stats().handshakes - before;
+    assert!(handshakes <= 12, "{handshakes} handshakes in two minutes");
+    let replaced = HostLoss::Session(CloseReason::Peer(CloseCode::REPLACED.0));
+    for copy in copies {
+        world.wait_for(copy, 120 * SECOND, |event| match event {
+            Event::HostDisconnected { why, .. } if *why == replaced => Some(()),
+            _ => None,
+        });
+    }
+}
+
+#[test]
+fn a_host_named_by_its_address_alone_carries_what_waited_for_it() {
+    let mut world = World::new(13);
+    let host = world.add_host(1);
+    let other = world.add_guest(3, host, 1);
+    registered(&mut world, other);
+    let device = world.add(World::config(2));
+    let addresses = vec![world.address(host)];
+    world.command(device, |net, now| {
+        net.add_host(now, HostConfig { id: Id::ANY, key: key(1), addresses }).unwrap();
+        net.connect(now, World::id(3), &key(3), Route::Host).unwrap();
+    });
+    world.wait_for(device, 5 * SECOND, |event| matches!(event, Event::Connected { .. }).then_some(()));
+}
+
+#[test]
+fn a_host_named_by_its_address_alone_may_become_another() {
+    let mut world = World::new(14);
+    let host = world.add_host(1);
+    let device = world.add(World::config(2));
+    let addresses = vec![world.address(host)];
+    world.command(device, |net, now| {
+        net.add_host(now, HostConfig { id: Id::ANY, key: key(1), addresses }).unwrap();
+    });
+    registered(&mut world, device);
+    world.kill(host);
+    let mut config = World::config(9);
+    config.key = World::key(1);
+    config.registry = true;
+    world.start(host, config);
+    world.member(device).events.clear();
+    let new = world.wait_for(device, 300 * SECOND, |event| match event {
+        Event::HostConnected { host, .. } => Some(*host),
+        _ => None,
+    });
+    assert_eq!(new, World::id(9));
+}
+
+#[test]
+fn an_impostor_with_the_net_key_takes_neither_the_id_nor_the_place() {
+    let (mut world, host, mut hand) = host();
+    prove_and_register(&mut world, &mut hand, 1, NOW);
+    let mut config = World::config(2);
+    config.device = DeviceKey::from_bytes([0xEE; 32]);
+    let impostor = world.add(config);
+    world.join(impostor, host, 1);
+    let status = world.wait_for(impostor, 5 * SECOND, |event| match event {
+        Event::HostRefused { status, .. } => Some(*status),
+        _ => None,
+    });
+    assert_eq!(status, RegisterStatus::CLAIMED);
+    assert!(hand.hear(&mut world).is_empty(), "the owner hears nothing of it");
+}
+
+#[test]
+fn an_unregistered_net_is_gone_and_one_of_another_session_is_not() {
+    let (mut world, host, mut hand) = host();
+    prove_and_register(&mut world, &mut hand, 1, NOW);
+    let mut other = Hand::new(&mut world, 2, host, 1);
+    let fields = other.fields(0x4001);
+    other.half_open(&mut world, &fields, 0x41);
+    let done = |frame: &Frame<'_>| matches!(frame, Frame::Done { .. }).then_some(());
+    let leave = Frame::Unregister { req: Req(9), epoch: Epoch(NOW + 5) };
+    assert_eq!(other.talk(&mut world, &[leave], done).len(), 1);
+    assert_eq!(world.net(host).registrations(), 1);
+    assert_eq!(hand.talk(&mut world, &[leave], done).len(), 1);
+    assert_eq!(world.net(host).registrations(), 0);
+}
+
+#[test]
+fn an_answer_that_was_not_asked_for_registers_nobody() {
+    let mut world = World::new(15);
+    let device = world.add(World::config(1));
+    let mut hand = Hand::up(&mut world, 2, device, 1);
+    let answer = Frame::Registered {
+        req: Req(0),
+        status: RegisterStatus::OK,
+        epoch: Epoch(1),
+        lease_s: 600,
+        since: 0,
+        path: &[],
+    };
+    let found = Frame::Found { req: Req(0), status: FoundStatus::ONLINE, home: Id::ANY };
+    hand.say(&mut world, &[answer, found, Frame::Pong { req: Req(0), draining: false, observed: None }]);
+    world.run(SECOND);
+    assert!(!world.net(device).is_registered());
+    world.command(device, |net, now| {
+        let asked = net.lookup(now, World::id(2), RequestId(1), now + SECOND);
+        assert!(asked.is_err(), "there is no host");
+    });
+}
+
+#[test]
+fn forged_registers_cost_no_more_than_their_budget_of_events() {
+    let mut world = World::new(16);
+    let mut config = World::config(1);
+    config.registry = true;
+    config.limits.lookup_rate = Rate::new(1, 1);
+    let host = world.add(config);
+    let mut hand = Hand::up(&mut world, 2, host, 1);
+    world.member(host).events.clear();
+    for req in 0..200 {
+        hand.say(&mut world, &[register(req, NOW)]);
+    }
+    world.run(SECOND);
+    assert!(world.member(host).events.is_empty() && world.member(host).claims.is_empty());
+}
