@@ -412,9 +412,15 @@ impl Net {
 
     /// Closes every session, so that peers and hosts know at once. Poll the outputs once more before leaving.
     pub fn shutdown(&mut self, now: Time) {
+        // What goes through a host has to be told while the session with that host still stands.
+        let (through, rest): (Vec<SessionId>, Vec<SessionId>) = self.table.all().partition(|id| {
+            self.table.get(*id).is_some_and(|session| matches!(session.path, Path::Through(_)))
+        });
+        for session in through {
+            self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
+        }
         self.hosts.clear();
-        let all: Vec<SessionId> = self.table.all().collect();
-        for session in all {
+        for session in rest {
             self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
         }
     }
