@@ -221,7 +221,7 @@ impl Run {
     /// Everybody closes what it opened; what is left must be what is alive.
     fn leave(&mut self) {
         self.run_until(self.world.now + Duration::from_secs(1));
-        for net in self.nets() {
+        for net in self.nets().take_while(|_| self.is_clean()).collect::<Vec<_>>() {
             for known in self.sessions[net.0].clone() {
                 self.close(net, known.session);
             }

@@ -1,8 +1,8 @@
 //! What holds for every datagram and every wake-up, whatever the nets are doing.
 //!
 //! - No datagram is larger than 1200 bytes (protocol, section 3).
-//! - No more goes to an address than came from it, until something authentic did (section 12). INIT is the exception: its
-//!   sender was told the address by its user.
+//! - No more goes to an address than came from it, until something authentic did (section 12), unless a session was opened
+//!   to it: then this net's user named the address.
 //! - A machine that is woken has something to do, and is not woken all the time.
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,7 @@ pub struct Watch {
 struct Account {
     received: usize,
     sent: usize,
-    is_proven: bool,
+    is_trusted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,12 +69,10 @@ impl Watch {
         if bytes.len() > MAX_DATAGRAM {
             self.violation(now, format!("net {} sends a datagram of {} bytes", index.0, bytes.len()));
         }
-        if bytes.first() == Some(&INIT) {
-            return;
-        }
         let account = self.accounts.entry((index, to)).or_default();
         account.sent += bytes.len();
-        if !account.is_proven && account.sent > account.received {
+        account.is_trusted |= bytes.first() == Some(&INIT);
+        if !account.is_trusted && account.sent > account.received {
             let Account { sent, received, .. } = *account;
             self.violation(
                 now,
@@ -112,7 +110,7 @@ impl Watch {
             && self.delivered.insert(serial)
             && proves
         {
-            account.is_proven = true;
+            account.is_trusted = true;
         }
     }
 
@@ -204,6 +202,7 @@ mod tests {
     fn whoever_opens_a_session_may_ask_first() {
         let mut watch = Watch::default();
         (0..5).for_each(|_| watch.sent(Time::ZERO, NET, address(1), &[INIT; 104]));
+        watch.sent(Time::ZERO, NET, address(1), &[0x41; 1000]);
         assert_eq!(watch.violations, [""; 0]);
         watch.sent(Time::ZERO, NET, address(1), &[INIT; 1201]);
         assert_eq!(watch.violations.len(), 1, "whatever it is, it must fit");
