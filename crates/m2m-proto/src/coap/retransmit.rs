@@ -50,14 +50,17 @@ impl RttEstimator {
 
     /// The timeout for a message that leaves now, between [`MIN_RTO`] and [`MAX_RTO`]; `initial` before any sample.
     pub fn rto(&self, initial: Duration) -> Duration {
-        let base = match self.smoothed {
-            0 => initial,
-            smoothed => {
-                Duration::from_micros(u64::from(smoothed) + 4 * u64::from(self.variation)).max(MIN_RTO)
-            }
-        };
         let doublings = 1u32.checked_shl(u32::from(self.backoff)).unwrap_or(u32::MAX);
-        base.saturating_mul(doublings).min(MAX_RTO)
+        self.base_rto(initial).saturating_mul(doublings).min(MAX_RTO)
+    }
+
+    /// The same without the doublings.
+    pub fn base_rto(&self, initial: Duration) -> Duration {
+        match self.smoothed {
+            0 => initial,
+            smoothed => Duration::from_micros(u64::from(smoothed) + 4 * u64::from(self.variation))
+                .clamp(MIN_RTO, MAX_RTO),
+        }
     }
 }
 
