@@ -22,7 +22,8 @@ use rand_chacha::{
 use crate::{
     coap::{
         code::Code,
-        line::{Context, Line, LineConfig, RequestParts, ResponseParts},
+        exchange::{Context, LineConfig, RequestParts, ResponseParts},
+        line::Line,
         message::Mid,
         option_set::OptionSet,
         pool::Pool,
@@ -481,6 +482,11 @@ fn options_len(options: &OptionSet) -> usize {
         let delta = usize::from(option.number.0 - core::mem::replace(&mut before, option.number.0));
         len + 1 + extended(delta) + extended(option.value.len()) + option.value.len()
     })
+}
+
+/// What a peer says that it takes, within what the protocol allows (section 3.1).
+fn max_udp(said: u16) -> u16 {
+    said.clamp(256, MAX_DATAGRAM as u16)
 }
 
 fn fresh_secret(rng: &mut ChaCha12Rng) -> [u8; 32] {

@@ -242,7 +242,7 @@ impl Net {
             return;
         };
         if asked.sent == 1 {
-            session.line.add_round_trip(now.since(asked.first_sent));
+            session.line.add_round_trip(now, now.since(asked.first_sent));
         }
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
@@ -382,12 +382,14 @@ impl Net {
     }
 
     fn wake_waiting(&mut self, now: Time, place: usize) {
-        let waiting =
-            self.hosts.get_mut(place).map(|host| core::mem::take(&mut host.waiting)).unwrap_or_default();
+        let Some(host) = self.hosts.get_mut(place) else { return };
+        let (host, waiting) = (host.id, core::mem::take(&mut host.waiting));
         for id in waiting {
             if let Some(session) = self.table.get_mut(id)
                 && let State::Connecting(connecting) = &mut session.state
             {
+                // The host's id may not have been known when the wait began.
+                session.path = Path::Through(host);
                 connecting.next = now;
                 self.send_init(now, id);
             }
