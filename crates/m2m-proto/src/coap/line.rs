@@ -345,9 +345,10 @@ impl Line {
         self.busy.as_ref().map_or(0, |busy| busy.outgoing.in_flight())
     }
 
-    /// The timeout for what leaves now, for others that retransmit in this session.
+    /// The timeout of what the round trips say, for others that retransmit in this session by a schedule of their own:
+    /// without the doublings that lost messages caused here.
     pub fn rto(&self, config: &LineConfig) -> Duration {
-        self.rtt.rto(config.initial_rto)
+        self.rtt.base_rto(config.initial_rto)
     }
 
     /// The smoothed round trip, once it was measured.

@@ -62,14 +62,17 @@ impl RttEstimator {
     /// The timeout for what leaves now after `timeouts` of them: doubled each time, from what is known by now. A
     /// message that left before the first sample doesn't go on doubling `initial`.
     pub fn rto_of_attempt(&self, initial: Duration, timeouts: u8) -> Duration {
-        let base = match self.smoothed {
-            0 => initial,
-            smoothed => {
-                Duration::from_micros(u64::from(smoothed) + 4 * u64::from(self.variation)).max(MIN_RTO)
-            }
-        };
         let doublings = 1u32.checked_shl(u32::from(self.backoff.max(timeouts))).unwrap_or(u32::MAX);
-        base.saturating_mul(doublings).min(MAX_RTO)
+        self.base_rto(initial).saturating_mul(doublings).min(MAX_RTO)
+    }
+
+    /// What the round trips alone say: without the doublings that lost messages caused.
+    pub fn base_rto(&self, initial: Duration) -> Duration {
+        match self.smoothed {
+            0 => initial,
+            smoothed => Duration::from_micros(u64::from(smoothed) + 4 * u64::from(self.variation))
+                .clamp(MIN_RTO, MAX_RTO),
+        }
     }
 }
 

@@ -123,9 +123,13 @@ impl Net {
         });
         let mut lost = false;
         for ask in failed {
-            // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
-            lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. })
-                && heard <= ask.first_sent;
+            // Whoever sends other things is alive: then only the question got lost, and the next ping asks again. Nobody
+            // asks again for a registration, so without one the session with the host is of no use.
+            lost |= match ask.what {
+                Ask::Ping { user: None, .. } => heard <= ask.first_sent,
+                Ask::Register { .. } => true,
+                _ => false,
+            };
             self.ask_failed(ask.what);
         }
         lost

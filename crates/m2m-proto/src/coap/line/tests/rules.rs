@@ -214,8 +214,14 @@ fn a_sample_counts_only_what_was_sent_once() {
     b.respond(at(3010), incoming, b"").unwrap();
     carry(at(3010), &mut b, &mut a);
     assert_eq!(a.line.round_trip(), None);
-    // The doubled timeout stays in force until there is a sample.
-    assert_eq!(a.line.rto(&a.config), Duration::from_secs(4));
+    // The doubled timeout stays in force until there is a sample, for what else the line sends; not for others.
+    assert_eq!(a.line.rto(&a.config), Duration::from_secs(2));
+    a.request(at(3020), 8).unwrap();
+    a.drain(at(3020));
+    a.tick(at(3020 + 3990));
+    assert_eq!(a.drain(at(3020 + 3990)), []);
+    a.tick(at(3020 + 6010));
+    assert_eq!(a.drain(at(3020 + 6010)).len(), 1);
 }
 
 #[test]
