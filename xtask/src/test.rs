@@ -16,6 +16,7 @@ const STEPS: &[Step] = &[
     ("clippy", "the lints", clippy),
     ("doc", "the documentation, links included", doc),
     ("test", "all tests and examples", || cargo(&["test", "--workspace"])),
+    ("demo", "the demo that the README names", || cargo(&["run", "--release", "--", "demo"])),
     ("no_std", "the core for a microcontroller", no_std),
     ("deny", "licences and advisories", deny),
 ];

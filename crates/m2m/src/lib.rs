@@ -67,3 +67,8 @@ pub use peer::Peer;
 pub use request::{DataBuilder, RequestBuilder, Response};
 pub use router::{IntoReply, Reply, Request, Router};
 pub use session::{Path, Session, SessionState};
+
+/// The README's example, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

@@ -13,9 +13,6 @@ use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Bytes of a random net key: 128 bits, written as 32 digits.
-const KEY_LEN: usize = 16;
-
 pub(super) fn run(settings: &Settings, output: Output, args: &Keygen) -> Result<Exit, Failure> {
     let key = match &args.pair {
         Some(pair) => make_pair(settings, pair)?,
@@ -42,9 +39,7 @@ fn write(key: &KeyFile, path: &Path, output: Output) -> Result<Exit, Failure> {
 }
 
 fn random() -> Result<KeyFile, Failure> {
-    let random = KeyFile::generate()?;
-    let (key, _) = random.bytes().split_at(KEY_LEN);
-    Ok(KeyFile::Net(Zeroizing::new(key.to_vec())))
+    Ok(KeyFile::generate()?)
 }
 
 /// The key that lets A open sessions to B, from B's net key.

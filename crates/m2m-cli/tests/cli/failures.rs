@@ -153,6 +153,9 @@ fn an_impostor_is_refused() {
     let more = ["--bind", "127.0.0.1:0", "--state-dir", "elsewhere", "--json"];
     let impostor = crate::world::Running::start(world.command(&[&words[..], &more].concat()));
     let refused = impostor.wait_for("host_refused");
-    assert!(refused["why"].as_str().is_some_and(|why| why.contains("another device")), "{refused}");
+    assert!(
+        refused["why"].as_str().is_some_and(|why| why.contains("claimed by another key since 20")),
+        "{refused}"
+    );
     assert_eq!(world.app(&host, &["send", "2", "still you?"]).ok(), "still you?\n");
 }

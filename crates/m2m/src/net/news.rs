@@ -1,5 +1,8 @@
 //! What a net tells its user by itself: how it stands with its host, and what happens to sessions and registrations.
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use m2m_proto::{error::CloseReason, id::Id, wire::frame::RegisterStatus};
 
@@ -73,12 +76,17 @@ pub enum NetEvent {
     },
 }
 
+/// A time of the host's in the form that people and machines read.
+pub(super) fn date(unix: u32) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix.into()))
+}
+
 /// A refusal in words, and what to do about it.
 pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
     match status {
         RegisterStatus::CLAIMED => format!(
-            "another device holds this id since unix time {since}: use that device's state folder, another id, or have \
-             the host forget the claim"
+            "claimed by another key since {}: use the state folder of the device that holds this id, or another id",
+            date(since)
         ),
         RegisterStatus::STALE => {
             "another net keeps registering the same id: stop it, or give this one its own id".to_owned()

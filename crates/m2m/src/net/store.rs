@@ -7,7 +7,10 @@ use std::{
 use m2m_proto::event::{ClaimOutcome, ClaimRequest};
 use tracing::{error, warn};
 
-use super::shared::{Shared, State};
+use super::{
+    news::date,
+    shared::{Shared, State},
+};
 use crate::state::{self, Claims, StateDir, StateError};
 
 /// What a net has to keep, and what is on its way to the disk. One write of each kind at a time.
@@ -96,7 +99,7 @@ fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
         state.store.checking = false;
         for (claim, outcome) in batch.iter().zip(outcomes) {
             if let ClaimOutcome::Taken { since } = outcome {
-                warn!(id = ?claim.id, "claim refused: another device holds the id since unix time {since}");
+                warn!(id = ?claim.id, "claim refused: the id is claimed by another key since {}", date(since));
             }
             state.machine.claim_checked(now, claim.session, outcome);
         }

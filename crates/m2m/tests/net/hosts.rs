@@ -121,7 +121,7 @@ async fn an_impostor_is_refused() {
     let impostor = with_state(other.path()).await;
     let error = soon(impostor.registered()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
-    assert!(error.to_string().contains("another device holds this id"), "{error}");
+    assert!(error.to_string().contains("claimed by another key since 20"), "{error}");
     assert!(matches!(impostor.host(), HostState::Refused { .. }));
     assert_eq!(host.registrations(), 1);
     // The true one comes back, also after a restart.
