@@ -467,7 +467,7 @@ impl Run {
                 match opener {
                     Some(peer) => self.sessions[net.0].push(Known { session, peer }),
                     None => {
-                        self.violation(format!("net {} takes a session of {peer:?}, who is nobody", net.0))
+                        self.violation(format!("net {} takes a session of {peer:?}, who is nobody", net.0));
                     }
                 }
             }
