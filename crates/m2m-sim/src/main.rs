@@ -146,7 +146,7 @@ fn explain(seed: &u64) {
     println!("\nseed {seed}, the last lines (net -> address: what it sends; net <- address: what comes):");
     report.lines.iter().for_each(|line| println!("  {line}"));
     report.violations.iter().for_each(|words| println!("  {words}"));
-    println!("once more: cargo xtask sim --seed {seed}\n");
+    println!("once more: cargo xtask sim --seeds 1 --seed {seed}\n");
 }
 
 #[cfg(test)]

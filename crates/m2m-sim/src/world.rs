@@ -301,14 +301,15 @@ impl World {
         }
     }
 
+    /// Puts a datagram on the wire that an eavesdropper made of one that it saw.
+    pub fn replay(&mut self, seen: &Seen, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let is_unchanged = to == seen.to && bytes == seen.bytes;
+        self.fly(from, to, bytes, is_unchanged.then_some(seen.serial));
+    }
+
     /// Puts a datagram on the wire, whoever made it.
     pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         self.fly(from, to, bytes, None);
-    }
-
-    /// Puts an unchanged copy of a datagram on the wire, from whatever address.
-    pub fn replay(&mut self, seen: &Seen, from: SocketAddr) {
-        self.fly(from, seen.to, &seen.bytes, Some(seen.serial));
     }
 
     fn fly(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], mut genuine: Option<u64>) {

@@ -18,22 +18,23 @@ pub(super) fn attack(world: &mut World, dice: &mut Dice, nets: usize) {
         SocketAddr::from(([10, 250, 0, dice.between(1, 9) as u8], 4000 + dice.between(0, 9) as u16));
     let neighbour = world.address(NetIndex(dice.between(0, nets as u64 - 1) as usize));
     match dice.between(0, 9) {
-        0..=1 => world.replay(&seen, seen.from),
-        2 => world.replay(&seen, stranger),
-        3 => world.replay(&seen, neighbour),
+        0..=1 => world.replay(&seen, seen.from, seen.to, &seen.bytes),
+        2 => world.replay(&seen, stranger, seen.to, &seen.bytes),
+        3 => world.replay(&seen, neighbour, seen.to, &seen.bytes),
         // A copy that overtakes the original: the nearer it is the more it can do.
         4 => {
             let faults = world.faults;
             (world.faults.delay, world.faults.jitter) = (Duration::ZERO, Duration::ZERO);
-            world.replay(&seen, if dice.percent(50) { stranger } else { seen.from });
+            let from = if dice.percent(50) { stranger } else { seen.from };
+            world.replay(&seen, from, seen.to, &seen.bytes);
             world.faults = faults;
         }
         // Back to where it came from, and to somebody whom it never was for.
-        5 => world.inject(seen.to, seen.from, &seen.bytes),
-        6 => world.inject(seen.from, neighbour, &seen.bytes),
+        5 => world.replay(&seen, seen.to, seen.from, &seen.bytes),
+        6 => world.replay(&seen, seen.from, neighbour, &seen.bytes),
         7 => {
             let len = dice.between(0, seen.bytes.len() as u64) as usize;
-            world.inject(seen.from, seen.to, &seen.bytes[..len]);
+            world.replay(&seen, seen.from, seen.to, &seen.bytes[..len]);
         }
         8 => {
             let mut bytes = seen.bytes.clone();
@@ -41,7 +42,7 @@ pub(super) fn attack(world: &mut World, dice: &mut Dice, nets: usize) {
                 let at = dice.between(0, bytes.len() as u64 - 1) as usize;
                 bytes[at] ^= 1 << dice.between(0, 7);
             }
-            world.inject(seen.from, seen.to, &bytes);
+            world.replay(&seen, seen.from, seen.to, &bytes);
         }
         _ => {
             let mut bytes = vec![0; dice.between(0, LONGEST) as usize];
@@ -51,7 +52,8 @@ pub(super) fn attack(world: &mut World, dice: &mut Dice, nets: usize) {
             {
                 *first = *known;
             }
-            world.inject(if dice.percent(50) { stranger } else { neighbour }, seen.to, &bytes);
+            let from = if dice.percent(50) { stranger } else { neighbour };
+            world.replay(&seen, from, seen.to, &bytes);
         }
     }
 }

@@ -52,7 +52,7 @@ fn a_registration_without_an_answer_is_tried_again_though_the_host_is_heard() {
 
     let first = overheard(&mut world, at_device, at_host);
     world.faults.delay = Duration::ZERO;
-    world.replay(&first, stranger);
+    world.replay(&first, stranger, at_host, &first.bytes);
     let session = world.wait_for(host, SECOND, |event| match event {
         Event::Accepted { session, .. } => Some(*session),
         _ => None,
@@ -60,7 +60,7 @@ fn a_registration_without_an_answer_is_tried_again_though_the_host_is_heard() {
     world.run(3 * SECOND);
     post(&mut world, host, session, 1);
     let astray = overheard(&mut world, at_host, stranger);
-    world.replay(&Seen { to: at_device, ..astray }, at_host);
+    world.replay(&astray, at_host, at_device, &astray.bytes);
     world.wait_for(device, SECOND, |event| matches!(event, Event::Request { .. }).then_some(()));
     assert!(!world.net(device).is_registered());
     world.run(10 * SECOND);
