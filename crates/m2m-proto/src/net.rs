@@ -354,6 +354,8 @@ impl Net {
     pub fn cancel(&mut self, now: Time, session: SessionId, id: RequestId) {
         if let Some((state, mut cx)) = self.line_of(now, session) {
             state.line.forget_user(&mut cx, id.0);
+            // What waited behind it may leave.
+            self.touch(session);
         }
     }
 

@@ -189,11 +189,11 @@ impl Net {
         let peer = session.peer;
         self.table.confirmed();
         self.event(Event::Accepted { session: id, peer });
-        self.evict_beyond_cap(now, peer);
+        self.evict_beyond_cap(now, id, peer);
         self.arm(id);
     }
 
-    fn evict_beyond_cap(&mut self, now: Time, peer: Id) {
+    fn evict_beyond_cap(&mut self, now: Time, newest: SessionId, peer: Id) {
         let up = self.table.of_peer(peer).filter(|(_, session)| session.is_up());
         let (count, longest_silent) =
             up.fold((0, None), |(count, longest): (usize, Option<(Time, SessionId)>), (id, session)| {
@@ -210,13 +210,10 @@ impl Net {
             Some((heard, id)) if now.since(heard) > RECENTLY_HEARD => {
                 self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
             }
-            // All were heard lately, so the newest is the one that has to go.
+            // All were heard lately, so the one that has just come up has to go.
             _ => {
-                let newest = self.table.of_peer(peer).find(|(_, session)| session.is_up()).map(|(id, _)| id);
-                if let Some(id) = newest {
-                    self.stats.drop(Drop::TableFull);
-                    self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
-                }
+                self.stats.drop(Drop::TableFull);
+                self.end(now, newest, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
             }
         }
     }

@@ -123,13 +123,13 @@ impl Net {
         });
         let mut lost = false;
         for ask in failed {
-            // Whoever sends other things is alive: then only the question got lost, and the next ping asks again. Nobody
-            // asks again for a registration, so without one the session with the host is of no use.
-            lost |= match ask.what {
-                Ask::Ping { user: None, .. } => heard <= ask.first_sent,
-                Ask::Register { .. } => true,
-                _ => false,
-            };
+            // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
+            let silent = heard <= ask.first_sent;
+            lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. }) && silent;
+            if let (Ask::Register { .. }, false, Some(session)) = (ask.what, silent, self.table.get_mut(id)) {
+                // A slow store, or bad luck: without it this session is of no use.
+                session.control.ask(ask.what, now);
+            }
             self.ask_failed(ask.what);
         }
         lost

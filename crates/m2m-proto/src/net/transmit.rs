@@ -14,7 +14,7 @@ use crate::{
     error::{CloseReason, ConnectError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
-    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, SHORT_OVERHEAD, keys::Role},
+    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, keys::Role},
     stats::Drop,
     time::{Duration, Time},
     wire::{
@@ -25,8 +25,8 @@ use crate::{
 
 /// Hops that a RELAY frame of ours may make (protocol, section 10).
 pub(super) const HOP_LIMIT: u8 = 16;
-/// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet.
-const RELAY_ROOM: usize = RELAY_OVERHEAD + SHORT_OVERHEAD;
+/// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet at its largest.
+const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
 /// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
 const UNANSWERED: u64 = 1 << 14;
 /// A question is repeated at least so often while it is unanswered, if the round trip allows.
@@ -100,11 +100,21 @@ impl Net {
         let Some(secure) = session.secure.as_mut().filter(|secure| secure.next_pn().0 < KEY_LIMIT) else {
             return;
         };
-        let peer = session.peer;
+        let (peer, max_udp) = (session.peer, usize::from(session.max_udp));
         secure.begin(&mut buffer);
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
+        let unanswered = secure.unanswered() >= UNANSWERED;
+        if buffer.len() > MAX_DATAGRAM.min(max_udp) {
+            // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
+            self.stats.drop(Drop::RelayRefused);
+            return self.recycle(buffer);
+        }
         self.send_packet(now, path, peer, buffer);
+        if unanswered {
+            // Who only forwards hears no answers: the PING is asked there, with what else the session has ready.
+            self.touch(id);
+        }
     }
 
     pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
@@ -227,11 +237,11 @@ impl Net {
 
 /// Bytes of plaintext that one packet of a session takes.
 fn room(session: &Session) -> usize {
-    let path_room = match session.path {
-        Path::Direct(_) => MAX_DATAGRAM,
-        Path::Through(_) => MAX_DATAGRAM - RELAY_ROOM,
+    let around = match session.path {
+        Path::Direct(_) => 0,
+        Path::Through(_) => RELAY_ROOM,
     };
-    path_room.min(usize::from(session.max_udp)) - MAX_SHORT_OVERHEAD
+    MAX_DATAGRAM.min(usize::from(session.max_udp)) - around - MAX_SHORT_OVERHEAD
 }
 
 /// True if there is anything that CONFIRM could go along with.

@@ -5,7 +5,10 @@ use m2m_proto::{
     event::{Event, HostLoss, RequestId},
     id::Id,
     net::{HostConfig, Route},
-    session::keys::DeviceKey,
+    session::{
+        Secure,
+        keys::{DeviceKey, Suite},
+    },
     stats::Drop,
     time::Duration,
     wire::frame::{CloseCode, Epoch, FoundStatus, Frame, RegisterStatus, Req},
@@ -482,4 +485,44 @@ fn forged_registers_cost_no_more_than_their_budget_of_events() {
     }
     world.run(SECOND);
     assert!(world.member(host).events.is_empty() && world.member(host).claims.is_empty());
+}
+
+#[test]
+fn a_register_that_is_not_answered_in_time_is_asked_again_while_the_host_lives() {
+    let mut world = World::new(17);
+    let net = world.add(World::config(2));
+    let mut hand = Hand::new(&mut world, 1, net, 2);
+    let addresses = vec![hand.address];
+    world.command(net, |net, now| {
+        net.add_host(now, HostConfig { id: World::id(1), key: key(1), addresses }).unwrap();
+    });
+    let init = hand.inbox(&mut world).remove(0);
+    let (resp, established) = respond(&init, 1, &resp_fields(Suite::Aes128Gcm));
+    hand.send(&mut world, &resp);
+    hand.secure = Some(Secure::new(&established));
+    let (begun, mut proofs) = (world.now, 0);
+    // A host with a slow store: it answers pings at once, and REGISTER only after 20 seconds.
+    while !world.net(net).is_registered() {
+        assert!(world.now.since(begun) < 40 * SECOND, "it never asked again");
+        let late = world.now.since(begun) > 20 * SECOND;
+        let heard = hand.hear(&mut world);
+        proofs += pick(&heard, |frame| matches!(frame, Frame::Prove { .. }).then_some(())).len();
+        let mut said = pick(&heard, |frame| match frame {
+            Frame::Ping { req, .. } => Some(Frame::Pong { req: *req, draining: false, observed: None }),
+            Frame::Register { req, epoch, lease_s, .. } if late => Some(Frame::Registered {
+                req: *req,
+                status: RegisterStatus::OK,
+                epoch: *epoch,
+                lease_s: *lease_s,
+                since: 0,
+                path: &[],
+            }),
+            _ => None,
+        });
+        // Something is heard in between, so that the session is not taken for lost.
+        said.push(Frame::Pad);
+        hand.say(&mut world, &said);
+        world.run(SECOND);
+    }
+    assert!(proofs > 2, "each with the proof");
 }

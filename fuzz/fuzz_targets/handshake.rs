@@ -1,0 +1,9 @@
+//! A handshake between two nets, with forgeries of its packets.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[expect(dead_code, reason = "the other target runs the other half")]
+mod script;
+
+fuzz_target!(|bytes: &[u8]| script::handshake(bytes));

@@ -1,0 +1,9 @@
+//! Whole nets under a script of faults, replays, forgeries and commands.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[expect(dead_code, reason = "the other target runs the other half")]
+mod script;
+
+fuzz_target!(|bytes: &[u8]| script::net(bytes));
