@@ -1,10 +1,11 @@
 //! CoAP inside a session: messages (RFC 7252) and the exchanges made of them.
 //!
 //! [`message`] reads and [`writer`] writes the bytes; [`option`], [`option_set`], [`uri`], [`code`] and
-//! [`content_format`] are what they are made of. [`line`] makes exchanges of messages: `incoming` and `outgoing`
-//! are its two halves, [`retransmit`] its clockwork.
+//! [`content_format`] are what they are made of. [`mod@line`] makes exchanges of messages, in
+//! the words of [`exchange`]: `incoming` and `outgoing` are its two halves, [`retransmit`] its clockwork.
 pub mod code;
 pub mod content_format;
+pub mod exchange;
 mod incoming;
 pub mod line;
 pub mod message;

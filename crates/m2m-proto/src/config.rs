@@ -144,7 +144,7 @@ pub struct Limits {
     pub queue_messages: usize,
     /// Bytes of them. Default 256 KiB.
     pub queue_bytes: usize,
-    /// Requests of one peer that the user has not answered yet; more are answered 5.03. Default 64.
+    /// Requests of one peer that the user has not answered yet; more are answered 4.29. Default 64.
     pub open_incoming: usize,
     /// Bytes of cached answers per session. Default 64 KiB.
     pub answer_bytes: usize,

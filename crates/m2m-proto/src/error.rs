@@ -1,7 +1,7 @@
 //! The one list of error kinds that every face shows, and the three small families that raise them.
 use core::fmt;
 
-use crate::coap::{code::Code, line::LineError};
+use crate::coap::{code::Code, exchange::LineError};
 
 /// What went wrong, for every face: Rust kinds, C codes, Python exceptions, exit codes of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

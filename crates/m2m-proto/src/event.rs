@@ -30,7 +30,7 @@ pub struct RequestId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IncomingId {
     pub(crate) session: SessionId,
-    pub(crate) exchange: crate::coap::line::IncomingId,
+    pub(crate) exchange: crate::coap::exchange::IncomingId,
 }
 
 impl IncomingId {

@@ -22,7 +22,8 @@ use rand_chacha::{
 use crate::{
     coap::{
         code::Code,
-        line::{Context, Line, LineConfig, RequestParts, ResponseParts},
+        exchange::{Context, LineConfig, RequestParts, ResponseParts},
+        line::Line,
         message::Mid,
         option_set::OptionSet,
         pool::Pool,
@@ -413,9 +414,15 @@ impl Net {
 
     /// Closes every session, so that peers and hosts know at once. Poll the outputs once more before leaving.
     pub fn shutdown(&mut self, now: Time) {
+        // What goes through a host has to be told while the session with that host still stands.
+        let (through, rest): (Vec<SessionId>, Vec<SessionId>) = self.table.all().partition(|id| {
+            self.table.get(*id).is_some_and(|session| matches!(session.path, Path::Through(_)))
+        });
+        for session in through {
+            self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
+        }
         self.hosts.clear();
-        let all: Vec<SessionId> = self.table.all().collect();
-        for session in all {
+        for session in rest {
             self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
         }
     }
@@ -488,6 +495,11 @@ fn options_len(options: &OptionSet) -> usize {
         let delta = usize::from(option.number.0 - core::mem::replace(&mut before, option.number.0));
         len + 1 + extended(delta) + extended(option.value.len()) + option.value.len()
     })
+}
+
+/// What a peer says that it takes, within what the protocol allows (section 3.1).
+fn max_udp(said: u16) -> u16 {
+    said.clamp(256, MAX_DATAGRAM as u16)
 }
 
 fn fresh_secret(rng: &mut ChaCha12Rng) -> [u8; 32] {

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use handshake::Established;
+pub use keys::OpenError;
 use keys::{OpenKey, Root, SealKey, ShortHeader};
 use pn::Pn;
 use replay::{Verdict, Window};
@@ -32,15 +33,6 @@ pub struct Secure {
     /// The highest of our numbers that an answer came to.
     answered: Option<Pn>,
     window: Window,
-}
-
-/// Why a packet was not opened. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenError {
-    /// Its number was seen before, or is too old to tell.
-    Replayed,
-    /// It was not sealed with this session's key.
-    Forged,
 }
 
 impl Secure {
@@ -78,10 +70,8 @@ impl Secure {
     /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window.
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
         let largest = self.window.newest().unwrap_or_default();
-        let (pn, plain) = self.open.open_in_place(packet, largest).map_err(|_| OpenError::Forged)?;
-        if self.window.check(pn) != Verdict::Fresh {
-            return Err(OpenError::Replayed);
-        }
+        let window = &self.window;
+        let (pn, plain) = self.open.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh)?;
         self.window.mark(pn);
         Ok(plain)
     }

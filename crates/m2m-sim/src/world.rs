@@ -18,6 +18,8 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
+use crate::watch::Watch;
+
 /// A net of the world, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetIndex(pub usize);
@@ -57,15 +59,37 @@ pub struct Member {
     pub epoch: u64,
     /// Its store fails.
     pub disk_full: bool,
+    /// How often it was started.
+    pub lives: u32,
     /// When it wants to be woken; other wake-ups of it are stale.
     wake: Time,
+}
+
+/// A datagram that a net sent, as anyone on the path sees it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its number among all that were sent.
+    pub serial: u64,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// To whom.
+    pub to: SocketAddr,
+    /// What it holds.
+    pub bytes: Vec<u8>,
 }
 
 struct Flying {
     to: SocketAddr,
     from: SocketAddr,
     bytes: Vec<u8>,
+    /// The number of the datagram that it is an unchanged copy of, on its way to where it was sent.
+    genuine: Option<u64>,
 }
+
+/// So many datagrams an eavesdropper remembers.
+const OVERHEARD: usize = 64;
+/// More at once than this, without time passing, is no answer to anything.
+const MAX_OUTPUTS: usize = 100_000;
 
 /// The nets and the network between them.
 pub struct World {
@@ -82,6 +106,10 @@ pub struct World {
     sent: u64,
     /// Cut links: nothing passes between these, either way.
     pub cut: Vec<(NetIndex, NetIndex)>,
+    /// What every datagram and every wake-up is checked against.
+    pub watch: Watch,
+    /// The last datagrams that left, if an eavesdropper is there.
+    pub overheard: Option<VecDeque<Seen>>,
     /// A copy of each datagram that left, if anyone wants to look at them.
     pub tap: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
 }
@@ -102,6 +130,8 @@ impl World {
             timers: BinaryHeap::new(),
             sent: 0,
             cut: Vec::new(),
+            watch: Watch::default(),
+            overheard: None,
             tap: None,
         }
     }
@@ -135,6 +165,7 @@ impl World {
             claims: BTreeMap::new(),
             epoch: 0,
             disk_full: false,
+            lives: 0,
             wake: Time::NEVER,
         });
         self.by_address.insert(address, index);
@@ -178,6 +209,8 @@ impl World {
         let mut net = Net::new(config, seed, self.now);
         net.set_unix_time(self.now, UNIX_START_MS + self.now.as_micros() / 1000);
         self.members[index.0].net = Some(net);
+        self.members[index.0].lives += 1;
+        self.watch.forget(index);
         self.pump(index);
     }
 
@@ -209,12 +242,12 @@ impl World {
         result
     }
 
-    /// Carries out what a net wants done.
-    pub fn pump(&mut self, index: NetIndex) {
-        loop {
+    /// Carries out what a net wants done, and says how much that was.
+    pub fn pump(&mut self, index: NetIndex) -> usize {
+        for done in 0..MAX_OUTPUTS {
             let now = self.now;
             let member = &mut self.members[index.0];
-            let Some(net) = member.net.as_mut() else { return };
+            let Some(net) = member.net.as_mut() else { return done };
             match net.poll_output(now) {
                 Output::Datagram { to, bytes } => {
                     let from = member.address;
@@ -233,10 +266,11 @@ impl World {
                         member.wake = until;
                         self.timers.push(Reverse((until, index)));
                     }
-                    return;
+                    return done;
                 }
             }
         }
+        panic!("net {} has more than {MAX_OUTPUTS} things to do at once", index.0);
     }
 
     fn chance(&mut self, per_mille: u32) -> bool {
@@ -244,9 +278,15 @@ impl World {
     }
 
     fn launch(&mut self, index: NetIndex, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        assert!(bytes.len() <= m2m_proto::net::MAX_DATAGRAM, "a datagram of {} bytes", bytes.len());
+        self.sent += 1;
+        let serial = self.sent;
+        self.watch.sent(self.now, index, to, bytes);
         if let Some(tap) = &mut self.tap {
             tap.push((from, to, bytes.to_vec()));
+        }
+        if let Some(overheard) = &mut self.overheard {
+            overheard.truncate(OVERHEARD - 1);
+            overheard.push_front(Seen { serial, from, to, bytes: bytes.to_vec() });
         }
         let target = self.by_address.get(&to).copied();
         let is_cut = target.is_some_and(|target| {
@@ -255,26 +295,37 @@ impl World {
         if is_cut || self.chance(self.faults.loss) {
             return;
         }
-        self.inject(from, to, bytes);
+        self.fly(from, to, bytes, Some(serial));
         if self.chance(self.faults.duplicate) {
-            self.inject(from, to, bytes);
+            self.fly(from, to, bytes, Some(serial));
         }
+    }
+
+    /// Puts a datagram on the wire that an eavesdropper made of one that it saw.
+    pub fn replay(&mut self, seen: &Seen, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let is_unchanged = to == seen.to && bytes == seen.bytes;
+        self.fly(from, to, bytes, is_unchanged.then_some(seen.serial));
     }
 
     /// Puts a datagram on the wire, whoever made it.
     pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        self.fly(from, to, bytes, None);
+    }
+
+    fn fly(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], mut genuine: Option<u64>) {
         let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
         let arrival = self.now + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
         let mut bytes = bytes.to_vec();
         if self.chance(self.faults.corrupt) && !bytes.is_empty() {
             let at = self.rng.next_u32() as usize % bytes.len();
             bytes[at] ^= 1 << (self.rng.next_u32() % 8);
+            genuine = None;
         }
         self.sent += 1;
-        self.flying.insert((arrival, self.sent), Flying { to, from, bytes });
+        self.flying.insert((arrival, self.sent), Flying { to, from, bytes, genuine });
     }
 
-    /// Lets the next thing happen, if that is not after `until`; false if nothing does.
+    /// Lets the next thing happen, if that is not after `until`, and says to whom; none if nothing does.
     pub fn step(&mut self, until: Time) -> Option<NetIndex> {
         let arrival = self.flying.first_key_value().map_or(Time::NEVER, |((at, _), _)| *at);
         let timer = self.timers.peek().map_or(Time::NEVER, |Reverse((at, _))| *at);
@@ -290,8 +341,10 @@ impl World {
                 return Some(NetIndex(usize::MAX));
             };
             if let Some(net) = self.members[index.0].net.as_mut() {
+                self.watch.received(now, index, flying.from, &flying.bytes, flying.genuine);
                 net.handle_datagram(now, flying.from, &mut flying.bytes);
             }
+            self.pump(index);
             index
         } else {
             let Reverse((at, index)) = self.timers.pop()?;
@@ -303,9 +356,10 @@ impl World {
             if let Some(net) = self.members[index.0].net.as_mut() {
                 net.handle_timeout(now);
             }
+            let done = self.pump(index);
+            self.watch.woken(now, index, done);
             index
         };
-        self.pump(index);
         Some(index)
     }
 

@@ -23,6 +23,8 @@ use crate::state::file;
 const NET_KEY: std::ops::RangeInclusive<usize> = 16..=64;
 /// Bytes of a pair key, and of a net key that is made here.
 const KEY_LEN: usize = 32;
+/// Bytes of a key that is made at random: 128 bits, 32 digits.
+const RANDOM_LEN: usize = 16;
 /// A key file with a page of comments is far below it; a file above it was named by mistake.
 const MAX_FILE: usize = 4096;
 const PAIR_WORD: &str = "m2m-pair";
@@ -52,12 +54,12 @@ pub enum KeyFile {
 }
 
 impl KeyFile {
-    /// Makes a net key of 32 random bytes.
+    /// Makes a net key of 16 random bytes.
     ///
     /// # Errors
     /// The system has no randomness to give.
     pub fn generate() -> Result<KeyFile, KeyError> {
-        let mut key = Zeroizing::new(vec![0; KEY_LEN]);
+        let mut key = Zeroizing::new(vec![0; RANDOM_LEN]);
         getrandom::fill(&mut key).map_err(|error| KeyError::Random(error.into()))?;
         Ok(KeyFile::Net(key))
     }

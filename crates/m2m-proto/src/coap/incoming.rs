@@ -388,3 +388,136 @@ impl Incoming {
         self.slots.iter().map(due).min().unwrap_or(Time::NEVER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::{collections::BTreeSet, vec};
+
+    const LIMITS: AnswerLimits = AnswerLimits { count: 4, bytes: 1000 };
+
+    #[test]
+    fn the_first_message_id_may_be_late_or_early() {
+        let mut ring = Ring::default();
+        assert_eq!(ring.look(Mid(7)), Seen::Never);
+        ring.mark(Mid(2));
+        assert_eq!(ring.look(Mid(2)), Seen::Before);
+        assert_eq!(ring.look(Mid(65_535)), Seen::Never);
+        assert_eq!(ring.look(Mid(2u16.wrapping_sub(255))), Seen::Never);
+        assert_eq!(ring.look(Mid(2u16.wrapping_sub(256))), Seen::TooOld);
+    }
+
+    #[test]
+    fn a_jump_forgets_what_falls_out() {
+        let mut ring = Ring::default();
+        (0..256).for_each(|mid| ring.mark(Mid(mid)));
+        ring.mark(Mid(300));
+        assert_eq!(ring.look(Mid(44)), Seen::TooOld);
+        assert_eq!(ring.look(Mid(45)), Seen::Before);
+        assert_eq!(ring.look(Mid(299)), Seen::Never);
+        ring.mark(Mid(20_000));
+        assert_eq!(ring.look(Mid(19_999)), Seen::Never);
+        assert_eq!(ring.look(Mid(300)), Seen::TooOld);
+    }
+
+    proptest! {
+        /// Against a set of all that was ever marked, with numbers that don't wrap.
+        #[test]
+        fn the_ring_tells_what_a_set_tells(start: u16, moves in prop::collection::vec((0u8..10, 0u32..300), 1..400)) {
+            let mid = |number: u32| Mid(start.wrapping_add(number as u16));
+            let (mut ring, mut marked) = (Ring::default(), BTreeSet::new());
+            let mut newest = 1000u32;
+            ring.mark(mid(newest));
+            marked.insert(newest);
+            for (kind, by) in moves {
+                // Mostly small steps and looks back, seldom a jump beyond the window.
+                let number = match kind {
+                    0 => newest + by,
+                    1..4 => newest + by % 4,
+                    _ => newest - by % 300,
+                };
+                let expected = match (number + 256 <= newest, marked.contains(&number)) {
+                    (true, _) => Seen::TooOld,
+                    (false, true) => Seen::Before,
+                    (false, false) => Seen::Never,
+                };
+                prop_assert_eq!(ring.look(mid(number)), expected);
+                if expected == Seen::Never {
+                    ring.mark(mid(number));
+                    marked.insert(number);
+                    newest = newest.max(number);
+                }
+            }
+        }
+    }
+
+    fn add(incoming: &mut Incoming, mid: u16, pool: &mut Pool) -> IncomingId {
+        incoming.add(Time::ZERO, u32::from(mid), Mid(mid), MessageToken::EMPTY, true, pool).unwrap()
+    }
+
+    #[test]
+    fn what_is_leaving_is_not_given_up() {
+        let (mut incoming, mut pool) = (Incoming::default(), Pool::new(8));
+        let ids: Vec<_> = (0..6).map(|mid| add(&mut incoming, mid, &mut pool)).collect();
+        for id in &ids {
+            incoming.set_answer(Time::ZERO, *id, vec![1; 10], true, LIMITS, &mut pool);
+        }
+        assert_eq!(incoming.answers(), 6, "over the limit, but each of them is on its way");
+        ids.iter().for_each(|id| incoming.left(*id));
+        let seventh = add(&mut incoming, 6, &mut pool);
+        incoming.set_answer(Time::ZERO, seventh, vec![1; 10], true, LIMITS, &mut pool);
+        assert_eq!(incoming.answers(), 4);
+        assert_eq!(incoming.repeat(Mid(2)), Repeat::Gone);
+        assert_eq!(incoming.repeat(Mid(3)), Repeat::Resend(ids[3]));
+        assert_eq!(incoming.repeat(Mid(6)), Repeat::Leaving);
+    }
+
+    #[test]
+    fn an_id_outlives_its_slot_without_harm() {
+        let (mut incoming, mut pool) = (Incoming::default(), Pool::new(8));
+        let first = add(&mut incoming, 1, &mut pool);
+        incoming.release(first, &mut pool);
+        let second = add(&mut incoming, 2, &mut pool);
+        assert_eq!(first.slot, second.slot);
+        assert_eq!(incoming.answer_form(first), None);
+        incoming.release(first, &mut pool);
+        assert_eq!(
+            incoming.answer_form(second),
+            Some((AnswerForm::Piggybacked(Mid(2)), MessageToken::EMPTY))
+        );
+        assert_eq!(incoming.open(), 1);
+    }
+
+    #[test]
+    fn the_queue_of_answers_stays_short() {
+        let (mut incoming, mut pool) = (Incoming::default(), Pool::new(8));
+        let limits = AnswerLimits { count: 300, bytes: usize::MAX };
+        for serial in 0..10_000u32 {
+            let mid = Mid(serial as u16);
+            let id = incoming.add(Time::ZERO, serial, mid, MessageToken::EMPTY, true, &mut pool).unwrap();
+            incoming.set_answer(Time::ZERO, id, vec![1], false, limits, &mut pool);
+        }
+        assert_eq!((incoming.answers(), incoming.answer_bytes), (MID_WINDOW, MID_WINDOW));
+        assert!(incoming.answered.len() <= 3 * MID_WINDOW, "{}", incoming.answered.len());
+        assert!(incoming.slots.len() <= MID_WINDOW + 1);
+    }
+
+    #[test]
+    fn acknowledgements_and_answers_have_their_time() {
+        let (mut incoming, mut pool) = (Incoming::default(), Pool::new(8));
+        let (delay, lifetime) = (Duration::from_millis(50), Duration::from_secs(247));
+        let id = add(&mut incoming, 1, &mut pool);
+        assert_eq!(incoming.next_timeout(delay, lifetime), Time::ZERO + delay);
+        let mut acked = Vec::new();
+        incoming.acknowledge_late(Time::from_micros(49_999), delay, |mid| acked.push(mid));
+        assert_eq!(acked, []);
+        incoming.acknowledge_late(Time::from_micros(50_000), delay, |mid| acked.push(mid));
+        assert_eq!(acked, [Mid(1)]);
+        assert_eq!(incoming.next_timeout(delay, lifetime), Time::NEVER);
+        incoming.set_answer(Time::ZERO, id, vec![1], false, LIMITS, &mut pool);
+        assert_eq!(incoming.next_timeout(delay, lifetime), Time::ZERO + lifetime);
+        incoming.expire_answers(Time::ZERO + lifetime, lifetime, &mut pool);
+        assert_eq!((incoming.answers(), pool.len()), (0, 1));
+    }
+}

@@ -12,270 +12,25 @@
 //! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
 use super::{
     code::Code,
-    incoming::{AnswerForm, AnswerLimits, Incoming, Repeat, Ring, Seen},
+    exchange::{
+        Context, Failure, Handled, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound,
+        Outcome, RequestId, RequestParts, ResponseParts,
+    },
+    incoming::{AnswerForm, Incoming, Ring, Seen},
     message::{Message, MessageToken, MessageType, Mid},
     option::OptionNumber,
-    option_set::OptionSet,
-    outgoing::{Outgoing, Progress, Purpose, Request},
-    pool::Pool,
-    retransmit::{INITIAL_RTO, MAX_RETRANSMIT, RttEstimator, spread},
+    outgoing::{Progress, Purpose, Request},
+    retransmit::RttEstimator,
     writer::MessageWriter,
 };
 use crate::time::{Duration, Time};
-use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
-use core::fmt;
+use alloc::{boxed::Box, vec::Vec};
+use busy::{Busy, Ready, encode, encode_overload};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
-pub use super::incoming::{IncomingId, MID_WINDOW};
+mod busy;
 
-/// Acknowledgements, resets and responses to non-confirmable requests that may wait to leave. The peer sends again
-/// what it missed because of more.
-const MAX_READY: usize = 1024;
-/// What a peer with too many open requests is told: seconds until it may ask again (RFC 8516 section 3).
-const OVERLOAD_MAX_AGE: u32 = 1;
-
-/// Limits and times of a line; the same for all lines of a net.
-#[derive(Clone, Debug)]
-pub struct LineConfig {
-    /// Confirmable messages in flight (RFC 7252 section 4.7 NSTART). Default 16.
-    pub window: usize,
-    /// Bytes of the largest message that fits into a packet. Default 1152.
-    pub max_message: usize,
-    /// Messages that may wait for the window. Default 256.
-    pub max_waiting: usize,
-    /// Bytes that may wait for the window. Default 64 KiB.
-    pub max_waiting_bytes: usize,
-    /// Requests without their response, those that wait included. Default 1024.
-    pub max_requests: usize,
-    /// Requests of the peer that wait for our answer; more are told 4.29. Default 256.
-    pub max_incoming: usize,
-    /// Answers kept for repeated requests. Default 256, as many as the peer can ask for again.
-    pub max_answers: usize,
-    /// Bytes of answers kept for repeated requests. Default 64 KiB.
-    pub max_answer_bytes: usize,
-    /// How long an answer is kept. Default 247 s (RFC 7252 section 4.8.2 EXCHANGE_LIFETIME).
-    pub answer_lifetime: Duration,
-    /// How long an acknowledgement waits for the response to go with it. Default 50 ms.
-    pub ack_delay: Duration,
-    /// Timeout before the first measured round trip. Default 2 s.
-    pub initial_rto: Duration,
-    /// Retransmissions before giving up. Default 4.
-    pub max_retransmit: u8,
-}
-
-impl Default for LineConfig {
-    fn default() -> LineConfig {
-        LineConfig {
-            window: 16,
-            max_message: 1152,
-            max_waiting: 256,
-            max_waiting_bytes: 64 * 1024,
-            max_requests: 1024,
-            max_incoming: 256,
-            max_answers: MID_WINDOW,
-            max_answer_bytes: 64 * 1024,
-            answer_lifetime: Duration::from_secs(247),
-            ack_delay: Duration::from_millis(50),
-            initial_rto: INITIAL_RTO,
-            max_retransmit: MAX_RETRANSMIT,
-        }
-    }
-}
-
-/// What the owner of many lines lends to one for a call.
-#[derive(Debug)]
-pub struct Context<'a> {
-    /// The time of the call.
-    pub now: Time,
-    /// Randomness for tokens and timeouts.
-    pub rng: &'a mut ChaCha12Rng,
-    /// Buffers.
-    pub pool: &'a mut Pool,
-    /// Limits and times.
-    pub config: &'a LineConfig,
-}
-
-/// A request to be sent.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestParts<'a> {
-    /// Method, 0.01 to 0.31.
-    pub code: Code,
-    /// Options.
-    pub options: &'a OptionSet,
-    /// Payload; may be empty.
-    pub payload: &'a [u8],
-    /// Whether it is sent until it is acknowledged.
-    pub is_confirmable: bool,
-    /// Whether responses may follow the first: the request carries Observe 0 (RFC 7641). It then lasts until
-    /// [`Line::forget`], or a response that says it is the last by being an error or by having no Observe.
-    pub is_observe: bool,
-    /// When it fails if the (first) response hasn't come.
-    pub deadline: Time,
-    /// The caller's number for it, given back with what becomes of it.
-    pub user: u64,
-}
-
-/// A response to be sent.
-#[derive(Clone, Copy, Debug)]
-pub struct ResponseParts<'a> {
-    /// Response code, 2.00 to 5.31.
-    pub code: Code,
-    /// Options.
-    pub options: &'a OptionSet,
-    /// Payload; may be empty.
-    pub payload: &'a [u8],
-}
-
-/// A further response to a request of the peer with Observe (RFC 7641 section 4.2).
-#[derive(Clone, Copy, Debug)]
-pub struct NotifyParts<'a> {
-    /// The token of the request.
-    pub token: MessageToken,
-    /// What is sent.
-    pub response: ResponseParts<'a>,
-    /// Whether it is sent until it is acknowledged; the caller then hears of its end by
-    /// [`LineEvent::Notified`] or [`LineEvent::NotifyFailed`].
-    pub is_confirmable: bool,
-    /// The caller's number for it.
-    pub user: u64,
-}
-
-/// A request of this side, until its last response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(MessageToken);
-
-impl RequestId {
-    /// The token it travels with.
-    pub fn token(self) -> MessageToken {
-        self.0
-    }
-}
-
-/// What a message of the peer was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handled {
-    /// What is to be done about it.
-    pub outcome: Outcome,
-    /// It answers what left in this packet first, which therefore arrived (or a later one did).
-    pub answered: Option<u64>,
-}
-
-/// What is to be done about a message of the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is a request: run the handler on it, then [`Line::respond`] or [`Line::ignore`].
-    Request(IncomingId),
-    /// It is a response to a request of this side.
-    Response {
-        /// The request.
-        id: RequestId,
-        /// The request's number.
-        user: u64,
-        /// Whether nothing more follows; the id is then over.
-        is_last: bool,
-    },
-    /// Nothing: an acknowledgement, a reset of what was open, or a ping.
-    Done,
-    /// Nothing: it came before.
-    Repeated,
-    /// Nothing: it came before, and its answer was given up.
-    AnswerGone,
-    /// Nothing: it is too old to tell whether it came before.
-    TooOld,
-    /// Nothing: it belongs to nothing that is open.
-    Unmatched,
-    /// The peer rejects a message that is not in flight: perhaps a non-confirmable notification.
-    Reset(Mid),
-    /// Nothing: too many requests are open, and the peer is told so.
-    Overloaded,
-}
-
-/// What time, or the end of the session, made of a message of this side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineEvent {
-    /// A request has failed; its id is over.
-    Failed {
-        /// The request.
-        id: RequestId,
-        /// The request's number.
-        user: u64,
-        /// Why.
-        reason: Failure,
-    },
-    /// A confirmable notification has arrived.
-    Notified {
-        /// The notification's number.
-        user: u64,
-    },
-    /// A confirmable notification was rejected, or not acknowledged: the observer is gone.
-    NotifyFailed {
-        /// The notification's number.
-        user: u64,
-        /// Why.
-        reason: Failure,
-    },
-}
-
-/// Why a request ended without a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Not acknowledged, or not answered before the deadline. It ran at most once.
-    TimedOut,
-    /// The peer couldn't process it. It did not run.
-    Reset,
-    /// The session ended. It ran at most once.
-    SessionLost,
-    /// It never left, as others were before it. It did not run.
-    NotSent,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Failure::TimedOut => "no answer in time: it may have run",
-            Failure::Reset => "the peer rejected it: it did not run",
-            Failure::SessionLost => "session lost: it may have run",
-            Failure::NotSent => "not sent: it did not run",
-        })
-    }
-}
-
-impl core::error::Error for Failure {}
-
-/// Why a message was not taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineError {
-    /// As many messages wait as are allowed to.
-    QueueFull,
-    /// It doesn't fit into a packet.
-    TooLarge,
-    /// A request with a response's code, or the other way round.
-    WrongCode,
-    /// The request to be answered is not waiting for an answer.
-    UnknownRequest,
-}
-
-impl fmt::Display for LineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            LineError::QueueFull => "too many messages are waiting to be sent",
-            LineError::TooLarge => "the message doesn't fit into a packet",
-            LineError::WrongCode => "this code doesn't belong into this kind of message",
-            LineError::UnknownRequest => "the request was answered before, or its session has ended",
-        })
-    }
-}
-
-impl core::error::Error for LineError {}
-
-/// A message that is to leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outbound<'a> {
-    /// The whole message.
-    pub bytes: &'a [u8],
-    /// Whether it left before.
-    pub is_repeat: bool,
-}
+pub use super::incoming::MID_WINDOW;
 
 /// The reliable exchanges of one session. Small while idle: what is large is allocated on demand, and freed when
 /// nothing is left in it.
@@ -289,25 +44,6 @@ pub struct Line {
     /// Nothing is due before; what was due then may be done by now.
     timer: Time,
     busy: Option<Box<Busy>>,
-}
-
-#[derive(Debug, Default)]
-struct Busy {
-    outgoing: Outgoing,
-    incoming: Incoming,
-    ready: VecDeque<Ready>,
-    events: VecDeque<LineEvent>,
-    /// The empty message that is on its way out.
-    scratch: Vec<u8>,
-}
-
-/// What leaves as soon as there is a packet for it.
-#[derive(Debug)]
-enum Ready {
-    Empty(MessageType, Mid),
-    Answer { id: IncomingId, is_repeat: bool },
-    Confirmable(Mid),
-    NonConfirmable { bytes: Vec<u8>, request: Option<MessageToken> },
 }
 
 impl Line {
@@ -346,10 +82,10 @@ impl Line {
             deadline: parts.deadline,
             serial: self.take_serial(),
             is_observe: parts.is_observe,
-            progress: if parts.is_confirmable { Progress::Waiting } else { Progress::Non(None) },
+            progress: Progress::Waiting,
         };
         self.wake_by(parts.deadline);
-        let busy = self.busy();
+        let busy = self.busy(cx);
         busy.outgoing.requests.insert(token, request);
         if parts.is_confirmable {
             busy.outgoing.wait(Purpose::Request(token), bytes);
@@ -393,7 +129,7 @@ impl Line {
             AnswerForm::NonConfirmable => (MessageType::Non, self.take_non_mid()),
         };
         let bytes = encode(cx, kind, response.code, mid, token, response.options, response.payload)?;
-        let busy = self.busy();
+        let busy = self.busy(cx);
         match form {
             AnswerForm::Piggybacked(_) => busy.answer_now(cx, id, bytes),
             AnswerForm::Separate(mid) => {
@@ -413,7 +149,7 @@ impl Line {
     pub fn ignore(&mut self, cx: &mut Context<'_>, id: IncomingId) -> Result<(), LineError> {
         let form = self.busy.as_ref().and_then(|busy| busy.incoming.answer_form(id));
         let (form, _) = form.ok_or(LineError::UnknownRequest)?;
-        let busy = self.busy();
+        let busy = self.busy(cx);
         match form {
             AnswerForm::Piggybacked(mid) => {
                 let mut bytes = cx.pool.take();
@@ -443,12 +179,12 @@ impl Line {
         let ResponseParts { code, options, payload } = parts.response;
         if parts.is_confirmable {
             let bytes = encode(cx, MessageType::Con, code, self.next_mid, parts.token, options, payload)?;
-            self.busy().outgoing.wait(Purpose::Notification(parts.user), bytes);
+            self.busy(cx).outgoing.wait(Purpose::Notification(parts.user), bytes);
             return Ok(None);
         }
         let mid = self.take_non_mid();
         let bytes = encode(cx, MessageType::Non, code, mid, parts.token, options, payload)?;
-        self.busy().push_non(bytes, cx.pool);
+        self.busy(cx).push_non(bytes, cx.pool);
         Ok(Some(mid))
     }
 
@@ -463,7 +199,7 @@ impl Line {
             MessageType::Con if code.is_response() => self.handle_separate_response(cx, message),
             MessageType::Con => {
                 // A ping (RFC 7252 section 4.3).
-                self.busy().push_empty(MessageType::Rst, message.mid());
+                self.busy(cx).push_empty(MessageType::Rst, message.mid());
                 Handled::only(Outcome::Done)
             }
             MessageType::Non if code.is_request() => Handled::only(self.handle_non_request(cx, message)),
@@ -479,7 +215,11 @@ impl Line {
         loop {
             match busy.ready.front() {
                 Some(ready) if busy.is_current(self.next_mid, ready) => break,
-                Some(_) => drop(busy.ready.pop_front()),
+                Some(_) => {
+                    if let Some(Ready::NonConfirmable { bytes, .. }) = busy.ready.pop_front() {
+                        cx.pool.give(bytes);
+                    }
+                }
                 None => {
                     if !busy.outgoing.start_next(self.next_mid, cx.config.window) {
                         return None;
@@ -508,11 +248,11 @@ impl Line {
                 let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
                 if open.transmissions == 0 {
                     open.first_sent = cx.now;
-                    open.rto = spread(self.rtt.rto(cx.config.initial_rto), cx.rng.next_u32());
+                    open.jitter = cx.rng.next_u32();
                 }
                 open.first_packet = open.first_packet.or(Some(packet));
+                open.due = cx.now + open.rto(&self.rtt, cx.config.initial_rto);
                 open.transmissions = open.transmissions.saturating_add(1);
-                open.due = cx.now + open.rto;
                 self.timer = self.timer.min(open.due);
             }
         }
@@ -545,7 +285,7 @@ impl Line {
         });
         incoming.expire_answers(cx.now, cx.config.answer_lifetime, cx.pool);
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
-        self.timer = due.min(busy.outgoing.next_timeout());
+        self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
         self.free_if_empty();
     }
 
@@ -567,15 +307,14 @@ impl Line {
 
     /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
     /// IDs and tokens. Packet numbers of the old session mean nothing any more.
-    pub fn send_again(&mut self, cx: &mut Context<'_>) {
+    pub fn send_again(&mut self) {
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
         let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
         for mid in mids {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
-            // Not 0: a message that left before gives no round trip.
+            // Not 0: what left before gives no round trip.
             open.transmissions = open.transmissions.min(1);
-            open.rto = spread(self.rtt.rto(cx.config.initial_rto), cx.rng.next_u32());
             open.first_packet = None;
             open.due = Time::NEVER;
             busy.ready.push_back(Ready::Confirmable(mid));
@@ -606,9 +345,10 @@ impl Line {
         self.busy.as_ref().map_or(0, |busy| busy.outgoing.in_flight())
     }
 
-    /// The timeout for what leaves now, for others that retransmit in this session.
+    /// The timeout of what the round trips say, for others that retransmit in this session by a schedule of their own:
+    /// without the doublings that lost messages caused here.
     pub fn rto(&self, config: &LineConfig) -> Duration {
-        self.rtt.rto(config.initial_rto)
+        self.rtt.base_rto(config.initial_rto)
     }
 
     /// The smoothed round trip, once it was measured.
@@ -617,20 +357,20 @@ impl Line {
     }
 
     /// Takes a round trip into account that others measured in this session.
-    pub fn add_round_trip(&mut self, round_trip: Duration) {
-        self.rtt.sample(round_trip);
+    pub fn add_round_trip(&mut self, now: Time, round_trip: Duration) {
+        self.rtt.sample(now, round_trip);
     }
 
     fn handle_confirmable_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
         let mid = message.mid();
         match self.ring.look(mid) {
             Seen::TooOld => return Outcome::TooOld,
-            Seen::Before => return self.busy().repeat(mid),
+            Seen::Before => return self.busy(cx).repeat(mid),
             Seen::Never => self.ring.mark(mid),
         }
         let serial = self.take_serial();
         self.wake_by(cx.now + cx.config.ack_delay);
-        let busy = self.busy();
+        let busy = self.busy(cx);
         let is_full = busy.incoming.open() >= cx.config.max_incoming;
         let Some(id) = busy.incoming.add(cx.now, serial, mid, message.token(), true, cx.pool) else {
             return Outcome::Overloaded;
@@ -648,15 +388,15 @@ impl Line {
 
     fn handle_non_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
         let serial = self.take_serial();
-        let is_full = self.busy().incoming.open() >= cx.config.max_incoming;
+        let is_full = self.busy(cx).incoming.open() >= cx.config.max_incoming;
         if is_full {
             let mid = self.take_non_mid();
             let mut bytes = cx.pool.take();
             encode_overload(&mut bytes, MessageType::Non, mid, message.token());
-            self.busy().push_non(bytes, cx.pool);
+            self.busy(cx).push_non(bytes, cx.pool);
             return Outcome::Overloaded;
         }
-        let id = self.busy().incoming.add(cx.now, serial, message.mid(), message.token(), false, cx.pool);
+        let id = self.busy(cx).incoming.add(cx.now, serial, message.mid(), message.token(), false, cx.pool);
         id.map_or(Outcome::Overloaded, Outcome::Request)
     }
 
@@ -665,18 +405,18 @@ impl Line {
         match self.ring.look(mid) {
             Seen::TooOld => return Handled::only(Outcome::TooOld),
             Seen::Before => {
-                self.busy().push_empty(MessageType::Ack, mid);
+                self.busy(cx).push_empty(MessageType::Ack, mid);
                 return Handled::only(Outcome::Repeated);
             }
             Seen::Never => {}
         }
         let Some(handled) = self.accept_response(cx, message) else {
             // Not marked: should it come again, it is rejected again, not acknowledged.
-            self.busy().push_empty(MessageType::Rst, mid);
+            self.busy(cx).push_empty(MessageType::Rst, mid);
             return Handled::only(Outcome::Unmatched);
         };
         self.ring.mark(mid);
-        self.busy().push_empty(MessageType::Ack, mid);
+        self.busy(cx).push_empty(MessageType::Ack, mid);
         handled
     }
 
@@ -684,7 +424,7 @@ impl Line {
         self.accept_response(cx, message).unwrap_or_else(|| {
             if message.option(OptionNumber::OBSERVE).is_some() {
                 // The other side would notify for ever (RFC 7641 section 3.6).
-                self.busy().push_empty(MessageType::Rst, message.mid());
+                self.busy(cx).push_empty(MessageType::Rst, message.mid());
             }
             Handled::only(Outcome::Unmatched)
         })
@@ -729,7 +469,13 @@ impl Line {
             return unmatched;
         }
         if let Some(round_trip) = round_trip {
-            self.rtt.sample(round_trip);
+            let is_first = self.rtt.smoothed().is_none();
+            self.rtt.sample(cx.now, round_trip);
+            if is_first {
+                // What left before the first sample has a timeout of seconds.
+                let due = busy.outgoing.shorten_timeouts(&self.rtt, cx.config.initial_rto);
+                self.timer = self.timer.min(due);
+            }
         }
         if carries_response {
             return self.accept_response(cx, message).unwrap_or(unmatched);
@@ -762,8 +508,8 @@ impl Line {
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
             if open.transmissions <= cx.config.max_retransmit {
-                self.rtt.timed_out(open.transmissions);
-                open.back_off();
+                self.rtt.timed_out(open.first_sent, open.transmissions);
+                open.due = Time::NEVER;
                 busy.ready.push_back(Ready::Confirmable(mid));
                 continue;
             }
@@ -773,7 +519,11 @@ impl Line {
         }
     }
 
-    fn busy(&mut self) -> &mut Busy {
+    fn busy(&mut self, cx: &Context<'_>) -> &mut Busy {
+        if self.busy.is_none() {
+            // So that its memory is freed even if nothing else is ever due.
+            self.wake_by(cx.now + cx.config.answer_lifetime);
+        }
         self.busy.get_or_insert_default()
     }
 
@@ -817,142 +567,5 @@ impl Line {
     }
 }
 
-impl Handled {
-    fn only(outcome: Outcome) -> Handled {
-        Handled { outcome, answered: None }
-    }
-}
-
-impl Busy {
-    fn is_idle(&self) -> bool {
-        self.outgoing.is_empty()
-            && self.incoming.open() == 0
-            && self.ready.is_empty()
-            && self.events.is_empty()
-    }
-
-    fn check_room(&self, config: &LineConfig, is_confirmable: bool) -> Result<(), LineError> {
-        let (count, bytes) = self.outgoing.waiting();
-        let is_full = if is_confirmable {
-            count >= config.max_waiting || bytes >= config.max_waiting_bytes
-        } else {
-            self.ready.len() >= config.max_waiting
-        };
-        if is_full || self.outgoing.requests.len() >= config.max_requests {
-            return Err(LineError::QueueFull);
-        }
-        Ok(())
-    }
-
-    fn push_empty(&mut self, kind: MessageType, mid: Mid) {
-        if self.ready.len() < MAX_READY {
-            self.ready.push_back(Ready::Empty(kind, mid));
-        }
-    }
-
-    fn push_non(&mut self, bytes: Vec<u8>, pool: &mut Pool) {
-        if self.ready.len() < MAX_READY {
-            self.ready.push_back(Ready::NonConfirmable { bytes, request: None });
-        } else {
-            pool.give(bytes);
-        }
-    }
-
-    /// Lets the answer of `id` leave, and keeps it.
-    fn answer_now(&mut self, cx: &mut Context<'_>, id: IncomingId, bytes: Vec<u8>) {
-        self.incoming.set_answer(cx.now, id, bytes, true, answer_limits(cx.config), cx.pool);
-        self.ready.push_back(Ready::Answer { id, is_repeat: false });
-    }
-
-    /// The acknowledgement has left and the answer goes its own way: a repetition is only acknowledged.
-    fn answer_later(&mut self, cx: &mut Context<'_>, id: IncomingId, mid: Mid) {
-        let mut bytes = cx.pool.take();
-        MessageWriter::empty(&mut bytes, MessageType::Ack, mid);
-        self.incoming.set_answer(cx.now, id, bytes, false, answer_limits(cx.config), cx.pool);
-    }
-
-    fn repeat(&mut self, mid: Mid) -> Outcome {
-        match self.incoming.repeat(mid) {
-            Repeat::Acknowledge => self.push_empty(MessageType::Ack, mid),
-            Repeat::Resend(id) => self.ready.push_back(Ready::Answer { id, is_repeat: true }),
-            Repeat::Wait | Repeat::Leaving => {}
-            Repeat::Gone => return Outcome::AnswerGone,
-        }
-        Outcome::Repeated
-    }
-
-    /// Whether what was put down to leave still has to.
-    fn is_current(&self, next_mid: Mid, ready: &Ready) -> bool {
-        match ready {
-            Ready::Empty(..) | Ready::NonConfirmable { .. } => true,
-            Ready::Answer { id, .. } => self.incoming.leaving(*id).is_some(),
-            Ready::Confirmable(mid) => {
-                self.outgoing.get(next_mid, *mid).is_some_and(|open| open.due == Time::NEVER)
-            }
-        }
-    }
-
-    fn outbound(&mut self, next_mid: Mid) -> Option<Outbound<'_>> {
-        match self.ready.front()? {
-            Ready::Empty(kind, mid) => {
-                self.scratch.clear();
-                MessageWriter::empty(&mut self.scratch, *kind, *mid);
-                Some(Outbound { bytes: &self.scratch, is_repeat: false })
-            }
-            Ready::Answer { id, is_repeat } => {
-                Some(Outbound { bytes: self.incoming.leaving(*id)?, is_repeat: *is_repeat })
-            }
-            Ready::NonConfirmable { bytes, .. } => Some(Outbound { bytes, is_repeat: false }),
-            Ready::Confirmable(mid) => {
-                let open = self.outgoing.get(next_mid, *mid)?;
-                Some(Outbound { bytes: &open.bytes, is_repeat: open.transmissions > 0 })
-            }
-        }
-    }
-
-    /// A confirmable message ended without an acknowledgement.
-    fn end(&mut self, next_mid: Mid, purpose: Purpose, reason: Failure, pool: &mut Pool) {
-        match purpose {
-            Purpose::Request(token) => self.fail(next_mid, token, reason, pool),
-            Purpose::Notification(user) => self.events.push_back(LineEvent::NotifyFailed { user, reason }),
-            Purpose::Response => {}
-        }
-    }
-
-    fn fail(&mut self, next_mid: Mid, token: MessageToken, reason: Failure, pool: &mut Pool) {
-        let Some(request) = self.outgoing.forget(next_mid, token, pool) else { return };
-        let reason = if request.progress == Progress::Waiting { Failure::NotSent } else { reason };
-        self.events.push_back(LineEvent::Failed { id: RequestId(token), user: request.user, reason });
-    }
-}
-
-fn answer_limits(config: &LineConfig) -> AnswerLimits {
-    AnswerLimits { count: config.max_answers, bytes: config.max_answer_bytes }
-}
-
-/// The bytes of a message, in a buffer of the pool.
-fn encode(
-    cx: &mut Context<'_>,
-    kind: MessageType,
-    code: Code,
-    mid: Mid,
-    token: MessageToken,
-    options: &OptionSet,
-    payload: &[u8],
-) -> Result<Vec<u8>, LineError> {
-    let mut bytes = cx.pool.take();
-    let mut writer = MessageWriter::new(&mut bytes, kind, code, mid, token);
-    let is_written = writer.options(options).is_ok();
-    writer.payload(payload);
-    if !is_written || bytes.len() > cx.config.max_message {
-        cx.pool.give(bytes);
-        return Err(LineError::TooLarge);
-    }
-    Ok(bytes)
-}
-
-fn encode_overload(out: &mut Vec<u8>, kind: MessageType, mid: Mid, token: MessageToken) {
-    let mut writer = MessageWriter::new(out, kind, Code::TOO_MANY_REQUESTS, mid, token);
-    // One option can't be out of order.
-    let _ = writer.uint(OptionNumber::MAX_AGE, OVERLOAD_MAX_AGE);
-}
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use super::{
     incoming::MID_WINDOW,
     message::{MessageToken, Mid},
     pool::Pool,
-    retransmit::MAX_RTO,
+    retransmit::{MAX_RTO, RttEstimator, spread},
     writer::set_mid,
 };
 use crate::time::{Duration, Time};
@@ -41,7 +41,8 @@ pub(super) struct Open {
     pub(super) bytes: Vec<u8>,
     /// Transmissions so far; 0 while the first is on its way out.
     pub(super) transmissions: u8,
-    pub(super) rto: Duration,
+    /// What spreads its timeouts.
+    pub(super) jitter: u32,
     /// When it is sent again; never while a transmission is on its way out.
     pub(super) due: Time,
     pub(super) first_sent: Time,
@@ -58,13 +59,13 @@ struct Waiting {
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It waits for the window.
+    /// It hasn't left.
     Waiting,
     /// Confirmable and in flight.
     Sent(Mid),
     /// Acknowledged; the response follows.
     Acked,
-    /// Non-confirmable; it left in that packet, once it did.
+    /// Non-confirmable; it left in that packet, if that was one of this session.
     Non(Option<u64>),
     /// Answered, and more responses follow (RFC 7641).
     Observing,
@@ -170,7 +171,7 @@ impl Outgoing {
             purpose,
             bytes,
             transmissions: 0,
-            rto: Duration::ZERO,
+            jitter: 0,
             due: Time::NEVER,
             first_sent: Time::ZERO,
             first_packet: None,
@@ -205,12 +206,15 @@ impl Outgoing {
         Some(open)
     }
 
-    /// Forgets a request in whatever state it is.
+    /// Forgets a request in whatever state it is. What has a Message ID but hasn't left is told as waiting.
     pub(super) fn forget(&mut self, next: Mid, token: MessageToken, pool: &mut Pool) -> Option<Request> {
-        let request = self.requests.remove(&token)?;
+        let mut request = self.requests.remove(&token)?;
         match request.progress {
             Progress::Sent(mid) => {
                 if let Some(open) = self.close(next, mid) {
+                    if open.transmissions == 0 {
+                        request.progress = Progress::Waiting;
+                    }
                     pool.give(open.bytes);
                 }
             }
@@ -238,6 +242,18 @@ impl Outgoing {
     /// The first message in flight whose time has come, by age.
     pub(super) fn first_due(&self, next: Mid, now: Time) -> Option<Mid> {
         self.mids(next).find(|(_, open)| open.due <= now).map(|(mid, _)| mid)
+    }
+
+    /// Gives what was sent once the timeout that is known by now, if that is shorter, and returns when the first of
+    /// it is due.
+    pub(super) fn shorten_timeouts(&mut self, rtt: &RttEstimator, initial: Duration) -> Time {
+        let sent_once = self.open.iter_mut().flatten().filter(|open| open.transmissions == 1);
+        let due = sent_once.map(|open| {
+            let rto = spread(rtt.rto(initial), open.jitter);
+            open.due = open.due.min(open.first_sent + rto);
+            open.due
+        });
+        due.min().unwrap_or(Time::NEVER)
     }
 
     /// Requests whose deadline has passed, oldest first.
@@ -286,9 +302,8 @@ impl Open {
         (self.transmissions == 1).then(|| now.since(self.first_sent))
     }
 
-    /// Prepares the next transmission: doubled timeout, which runs from when it leaves.
-    pub(super) fn back_off(&mut self) {
-        self.rto = self.rto.saturating_mul(2).min(MAX_RTO);
-        self.due = Time::NEVER;
+    /// The timeout of the transmission that leaves now.
+    pub(super) fn rto(&self, rtt: &RttEstimator, initial: Duration) -> Duration {
+        spread(rtt.rto_of_attempt(initial, self.transmissions), self.jitter).min(MAX_RTO)
     }
 }

@@ -172,7 +172,7 @@ impl Net {
                 })
             }),
             guest: None,
-            max_udp: established.init.max_udp,
+            max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,
         });

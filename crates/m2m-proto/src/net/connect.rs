@@ -168,11 +168,11 @@ impl Net {
         let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
         session.secure = Some(Box::new(Secure::new(&established)));
         session.state = State::Up;
-        session.max_udp = established.resp.max_udp;
+        session.max_udp = super::max_udp(established.resp.max_udp);
         session.last_heard = now;
         session.keepalive.last_answer = now;
         if let Some(rtt) = rtt {
-            session.line.add_round_trip(rtt);
+            session.line.add_round_trip(now, rtt);
         }
         let host = session.host;
         let peer = established.peer;

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     coap::{
-        line::{Failure, LineEvent, Outcome},
+        exchange::{Failure, LineEvent, Outcome},
         message::Message,
     },
     error::{CloseReason, RequestError},
@@ -175,7 +175,7 @@ impl Net {
         }
         let rtt = now.since(asked.first_sent);
         if asked.sent == 1 {
-            session.line.add_round_trip(rtt);
+            session.line.add_round_trip(now, rtt);
         }
         session.keepalive.last_answer = now;
         self.host_answered(now, id, asked.first_sent);

@@ -249,7 +249,7 @@ impl Net {
             return;
         };
         if asked.sent == 1 {
-            session.line.add_round_trip(now.since(asked.first_sent));
+            session.line.add_round_trip(now, now.since(asked.first_sent));
         }
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));

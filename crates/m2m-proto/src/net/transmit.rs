@@ -7,7 +7,10 @@ use super::{
     session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
-    coap::line::{Context, Line},
+    coap::{
+        exchange::{Context, LineEvent},
+        line::Line,
+    },
     error::{CloseReason, ConnectError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
@@ -225,7 +228,7 @@ impl Net {
         let mut cx = Context { now, rng: &mut self.rng, pool: &mut self.pool, config: &self.line_config };
         line.fail_open(&mut cx);
         while let Some(event) = line.poll_event() {
-            if let crate::coap::line::LineEvent::Failed { user, .. } = event {
+            if let LineEvent::Failed { user, .. } = event {
                 self.event(Event::RequestFailed { request: RequestId(user), why });
             }
         }

@@ -71,9 +71,11 @@ fn a_corrupted_packet_changes_nothing() {
         hand.send(&mut world, &forged);
     }
     assert!(hand.inbox(&mut world).is_empty());
-    // All but those that hit the version, the form or the token were tried with the session's keys.
-    assert!(dropped(&mut world, net, Drop::BadSeal) >= packet.len() as u64 * 8 - 8 - 32);
-    assert_eq!(dropped(&mut world, net, Drop::Replayed), 0);
+    // All but those that hit the version, the form or the token were tried with the session's keys, or had turned the
+    // packet number into one that was seen.
+    let replayed = dropped(&mut world, net, Drop::Replayed);
+    assert!(replayed <= 16, "only flips of the two bytes of the number can");
+    assert!(dropped(&mut world, net, Drop::BadSeal) + replayed >= packet.len() as u64 * 8 - 8 - 32);
     hand.send(&mut world, &packet);
     assert_eq!(pick(&hand.hear(&mut world), pongs), [1], "the true one is still fresh");
 }

@@ -255,6 +255,27 @@ fn a_close_is_told_to_the_peer() {
 }
 
 #[test]
+fn a_shutdown_is_told_to_peers_behind_the_host_too() {
+    let mut world = World::new(12);
+    let host = world.add_host(1);
+    let device = world.add_guest(2, host, 1);
+    let app = world.add_guest(3, host, 1);
+    registered(&mut world, device);
+    registered(&mut world, app);
+    let session =
+        world.command(app, |net, now| net.connect(now, World::id(2), &key(2), Route::Host).unwrap());
+    post(&mut world, app, session, 1, b"x");
+    serve_one(&mut world, device);
+    answer(&mut world, app, 1);
+    world.command(app, |net, now| net.shutdown(now));
+    let why = world.wait_for(device, SECOND, |event| match event {
+        Event::Closed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(why, CloseReason::Peer(2));
+}
+
+#[test]
 fn the_net_at_an_address_tells_its_id() {
     let mut world = World::new(11);
     let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));

@@ -1,2 +1,4 @@
 //! The machine on a simulated network.
 mod basics;
+mod promise;
+mod regressions;

@@ -105,6 +105,16 @@ impl OpenKey {
     pub fn open_in_place(&self, packet: &mut [u8], largest: Pn) -> Result<(Pn, Range<usize>), OpenError> {
         self.expand().open_in_place(packet, largest)
     }
+
+    /// As [`OpenCipher::open_if`], round keys made and dropped on the way.
+    pub fn open_if(
+        &self,
+        packet: &mut [u8],
+        largest: Pn,
+        is_fresh: impl FnOnce(Pn) -> bool,
+    ) -> Result<(Pn, Range<usize>), OpenError> {
+        self.expand().open_if(packet, largest, is_fresh)
+    }
 }
 
 impl SealCipher {
@@ -132,6 +142,17 @@ impl OpenCipher {
     /// Gives the packet's number and where in `packet` its plaintext is. On an error `packet` holds garbage, and
     /// nothing else has changed.
     pub fn open_in_place(&self, packet: &mut [u8], largest: Pn) -> Result<(Pn, Range<usize>), OpenError> {
+        self.open_if(packet, largest, |_| true)
+    }
+
+    /// As [`open_in_place`](Self::open_in_place), if the caller's replay window says that the number is fresh: a
+    /// repeated packet costs no decryption. The number is not authentic yet, so nothing may be kept of it.
+    pub fn open_if(
+        &self,
+        packet: &mut [u8],
+        largest: Pn,
+        is_fresh: impl FnOnce(Pn) -> bool,
+    ) -> Result<(Pn, Range<usize>), OpenError> {
         let cipher = &self.0;
         let pn_len = Short::decode(packet).map_err(|_| OpenError::Shape)?.pn_len;
         let suite = cipher.suite();
@@ -144,6 +165,9 @@ impl OpenCipher {
         let (head, body) = packet.split_at_mut_checked(pn_len.header_len()).ok_or(OpenError::Shape)?;
         let truncated = head.iter().skip(Short::PN_AT).fold(0, |pn, byte| pn << 8 | u32::from(*byte));
         let pn = Pn::expand(truncated, pn_len, largest);
+        if !is_fresh(pn) {
+            return Err(OpenError::Replayed);
+        }
         let (text, tag) = split_tag(body, suite).ok_or(OpenError::Shape)?;
         cipher.open(&cipher.nonce(pn), head, text, tag).ok_or(OpenError::Forged)?;
         Ok((pn, text_range))
@@ -167,6 +191,8 @@ impl core::error::Error for SealError {}
 pub enum OpenError {
     /// It is no short packet, or too short for this suite.
     Shape,
+    /// Its number was seen before, or is too old to tell.
+    Replayed,
     /// It was not sealed with this key.
     Forged,
 }
@@ -175,6 +201,7 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             OpenError::Shape => "not a short packet of this suite",
+            OpenError::Replayed => "the packet was seen before, or is too old to tell",
             OpenError::Forged => "the packet was not sealed with this key",
         })
     }

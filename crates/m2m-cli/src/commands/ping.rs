@@ -1,0 +1,93 @@
+//! `m2m ping`: the way to a peer and back, measured inside the session.
+use std::time::Duration;
+
+use m2m::{ErrorKind, Path, Session};
+use serde_json::{Value, json};
+
+use crate::args::Ping;
+use crate::config::Settings;
+use crate::exit::{Exit, Failure};
+use crate::nets::{self, Link};
+use crate::output::{Output, millis, short};
+
+pub(super) async fn run(settings: &Settings, output: Output, args: &Ping) -> Result<Exit, Failure> {
+    let link = nets::dial(settings, output, &args.peer).await?;
+    let done = ping_all(settings, output, args, &link).await;
+    nets::close(&link.net).await;
+    done
+}
+
+async fn ping_all(settings: &Settings, output: Output, args: &Ping, link: &Link) -> Result<Exit, Failure> {
+    let session = &link.session;
+    nets::within(settings, "the peer", session.up()).await?;
+    let mut times = Vec::new();
+    for seq in 1..=args.count {
+        if seq > 1 {
+            tokio::time::sleep(Duration::from_secs_f64(args.interval)).await;
+        }
+        match nets::within(settings, "the peer", session.ping()).await {
+            Ok(time) => {
+                times.push(time);
+                report(output, seq, time, session)?;
+            }
+            Err(failure) if is_lost(&failure) => {
+                output.line(&format!("{seq}: no answer"), &json!({"seq": seq, "ms": null}))?;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    let (words, object) = summary(args.count, &times);
+    output.line(&words, &object)?;
+    Ok(if times.is_empty() { Exit::Unreachable } else { Exit::Ok })
+}
+
+/// One ping without an answer is what is being measured; a session that is gone is not.
+fn is_lost(failure: &Failure) -> bool {
+    match failure {
+        Failure::Net { error, .. } => error.kind() == ErrorKind::Timeout,
+        failure => matches!(failure, Failure::TimedOut(_)),
+    }
+}
+
+fn report(output: Output, seq: u32, time: Duration, session: &Session) -> Result<(), Failure> {
+    let ms = millis(time);
+    let (words, path) = match session.path() {
+        Path::Direct(address) => (format!("direct, {address}"), json!({"direct": address.to_string()})),
+        Path::Relay(host) => (format!("through host {}", short(host)), json!({"relay": host.to_string()})),
+    };
+    output.line(&format!("{seq}: {ms} ms, {words}"), &json!({"seq": seq, "ms": ms, "path": path}))
+}
+
+fn summary(sent: u32, times: &[Duration]) -> (String, Value) {
+    let answered = times.len() as u32;
+    let lost = 100 * (sent - answered) / sent.max(1);
+    let counts = format!("{sent} sent, {answered} answered, {lost} % lost");
+    let (Some(min), Some(max)) = (times.iter().min(), times.iter().max()) else {
+        return (counts, json!({"sent": sent, "answered": 0}));
+    };
+    let (min, max) = (millis(*min), millis(*max));
+    let avg = millis(times.iter().sum::<Duration>() / answered);
+    let object = json!({"sent": sent, "answered": answered, "min_ms": min, "avg_ms": avg, "max_ms": max});
+    (format!("{counts}, min/avg/max {min}/{avg}/{max} ms"), object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_what_came_back() {
+        let times = [1, 2, 6].map(Duration::from_millis);
+        let (words, object) = summary(4, &times);
+        assert_eq!(words, "4 sent, 3 answered, 25 % lost, min/avg/max 1/3/6 ms");
+        assert_eq!(object["answered"], 3);
+        assert_eq!(object["avg_ms"], 3.0);
+    }
+
+    #[test]
+    fn nothing_came_back() {
+        let (words, object) = summary(2, &[]);
+        assert_eq!(words, "2 sent, 0 answered, 100 % lost");
+        assert_eq!(object, json!({"sent": 2, "answered": 0}));
+    }
+}

@@ -1,0 +1,85 @@
+//! `m2m server`: a host. Nets register with it, and it forwards between them.
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use m2m::names::DEFAULT_PORT;
+use m2m::{Net, NetEvent};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::stop::Stop;
+use crate::args::Server;
+use crate::config::Settings;
+use crate::exit::{Exit, Failure};
+use crate::nets;
+use crate::output::{Output, short};
+
+pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> Result<Exit, Failure> {
+    let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT);
+    let mut builder = nets::builder(settings).await?.server(true).bind(args.bind.unwrap_or(everywhere));
+    if let Some(seconds) = args.max_router_tm {
+        builder = builder.max_router_tm(Duration::from_secs_f64(seconds));
+    }
+    let net = builder.open().await?;
+    run_until_stopped(&net, output, "server").await
+}
+
+/// Says "ready", tells what happens to the net, and closes it when a signal comes.
+pub(super) async fn run_until_stopped(net: &Net, output: Output, role: &str) -> Result<Exit, Failure> {
+    let mut stop = Stop::new()?;
+    let mut events = net.events();
+    let (id, address) = (net.id(), net.local_addr());
+    let ready = output.line(
+        &format!("m2m {role} {} ready on {address}", short(id)),
+        &json!({"event": "ready", "id": id.to_string(), "addr": address.to_string()}),
+    );
+    // Its work isn't to print: it goes on when nobody reads that.
+    if !matches!(ready, Err(Failure::ClosedPipe)) {
+        ready?;
+    }
+    loop {
+        tokio::select! {
+            () = stop.asked() => break,
+            event = events.recv() => match event {
+                Ok(event) => tell(output, &event),
+                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "too many events to tell all"),
+                Err(RecvError::Closed) => {
+                    return Err(Failure::Other("the net closed by itself: the log says why (-v)".into()));
+                }
+            },
+        }
+    }
+    output.say("m2m: stopping");
+    nets::close(net).await;
+    Ok(Exit::Ok)
+}
+
+fn tell(output: Output, event: &NetEvent) {
+    match event {
+        NetEvent::HostConnected { host, public } => {
+            let seen = public.map(|address| format!(", which sees us at {address}")).unwrap_or_default();
+            output.event(
+                &format!("m2m: host {} connected{seen}", short(*host)),
+                &json!({"event": "host_connected", "host": host.to_string(), "public": public.map(|address| address.to_string())}),
+            );
+        }
+        NetEvent::HostDisconnected { host, why } => output.event(
+            &format!("m2m: host {} disconnected: {why}; trying again", short(*host)),
+            &json!({"event": "host_disconnected", "host": host.to_string(), "why": why.to_string()}),
+        ),
+        NetEvent::HostRefused { host, why } => output.event(
+            &format!("m2m: host {} refused us: {why}", short(*host)),
+            &json!({"event": "host_refused", "host": host.to_string(), "why": why.to_string()}),
+        ),
+        // These come by the thousand: a reader that stops reading must not stop a host.
+        NetEvent::Registered(id) if output.is_verbose() => output.event(
+            &format!("m2m: {} registered", short(*id)),
+            &json!({"event": "registered", "id": id.to_string()}),
+        ),
+        NetEvent::Unregistered(id) if output.is_verbose() => output.event(
+            &format!("m2m: {} left", short(*id)),
+            &json!({"event": "unregistered", "id": id.to_string()}),
+        ),
+        _ => {}
+    }
+}

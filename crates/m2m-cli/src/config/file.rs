@@ -1,0 +1,201 @@
+//! The configuration file: TOML, every key known, each mistake named with its line.
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use m2m::Id;
+use m2m::names::{Endpoint, PeerName};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::parse_endpoint;
+use crate::args::{parse_id, parse_seconds};
+use crate::exit::Failure;
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    id: Option<Spanned<String>>,
+    key_file: Option<PathBuf>,
+    host: Option<Spanned<String>>,
+    host_key_file: Option<PathBuf>,
+    peer_key_file: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    timeout: Option<Spanned<Seconds>>,
+    json: Option<bool>,
+    #[serde(default)]
+    peers: BTreeMap<Spanned<String>, Spanned<String>>,
+}
+
+/// TOML tells 30 from 30.0; people don't.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seconds {
+    Whole(u32),
+    Fraction(f64),
+}
+
+/// What the file says, each value checked, paths relative to the file's folder made whole.
+#[derive(Default)]
+pub(super) struct Checked {
+    pub(super) id: Option<Id>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) host: Option<Endpoint>,
+    pub(super) host_key_file: Option<PathBuf>,
+    pub(super) peer_key_file: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) timeout: Option<f64>,
+    pub(super) json: Option<bool>,
+    pub(super) peers: BTreeMap<String, PeerName>,
+}
+
+/// Reads a file; nothing if there is none.
+///
+/// # Errors
+/// [`Failure::Configuration`]: the file, the line, what is wrong, what to try.
+pub(super) fn read(path: &Path) -> Result<Option<Checked>, Failure> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let what = format!(
+                "{}: can't read the configuration: {error}. Mend it, or name another with --config FILE",
+                path.display()
+            );
+            return Err(Failure::Configuration(what));
+        }
+    };
+    parse(path, &text).map(Some)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Checked, Failure> {
+    let document = Document { path, text };
+    let raw: Raw = toml::from_str(text).map_err(|error| {
+        let what = error.message().lines().next().unwrap_or("it is no TOML").to_owned();
+        document.wrong(error.span(), &what, "Correct or remove that line")
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let beside = |path: Option<PathBuf>| path.map(|path| folder.join(path));
+    let seconds = |text: &Spanned<Seconds>| match text.as_ref() {
+        Seconds::Whole(whole) => whole.to_string(),
+        Seconds::Fraction(fraction) => fraction.to_string(),
+    };
+    let timeout = raw.timeout.map(|timeout| Spanned::new(timeout.span(), seconds(&timeout)));
+    Ok(Checked {
+        id: document.check("id", raw.id, parse_id)?,
+        key_file: beside(raw.key_file),
+        host: document.check("host", raw.host, parse_endpoint)?,
+        host_key_file: beside(raw.host_key_file),
+        peer_key_file: beside(raw.peer_key_file),
+        state_dir: beside(raw.state_dir),
+        timeout: document.check("timeout", timeout, parse_seconds)?,
+        json: raw.json,
+        peers: raw.peers.into_iter().map(|peer| document.alias(peer)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// A file's text, to say where in it something is wrong.
+struct Document<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Document<'_> {
+    fn check<T>(
+        &self,
+        name: &str,
+        value: Option<Spanned<String>>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = value else { return Ok(None) };
+        let wrong = |why: String| {
+            let what = format!("{name} is \"{}\": {why}", value.as_ref());
+            self.wrong(Some(value.span()), &what, "Correct or remove that line")
+        };
+        parse(value.as_ref()).map(Some).map_err(wrong)
+    }
+
+    fn alias(
+        &self,
+        (alias, peer): (Spanned<String>, Spanned<String>),
+    ) -> Result<(String, PeerName), Failure> {
+        if !matches!(alias.as_ref().parse(), Ok(PeerName::Alias(_))) {
+            let what = format!("\"{}\" can't be an alias: it reads as an id or an address", alias.as_ref());
+            return Err(self.wrong(
+                Some(alias.span()),
+                &what,
+                "Choose a word that has other letters than a to f",
+            ));
+        }
+        let advice = "Write ID, ID@host:port or host:port";
+        let wrong = |why: &str| {
+            let what = format!("the peer {} is \"{}\": {why}", alias.as_ref(), peer.as_ref());
+            self.wrong(Some(peer.span()), &what, advice)
+        };
+        let name = match peer.as_ref().parse() {
+            Ok(PeerName::Alias(_)) => return Err(wrong("that is neither an id nor an address")),
+            Ok(name) => name,
+            Err(error) => return Err(wrong(&error.to_string())),
+        };
+        Ok((alias.into_inner(), name))
+    }
+
+    fn wrong(&self, span: Option<Range<usize>>, what: &str, advice: &str) -> Failure {
+        let start = span.map_or(0, |span| span.start);
+        let before = self.text.get(..start).unwrap_or(self.text);
+        let line = 1 + before.matches('\n').count();
+        Failure::Configuration(format!("{}, line {line}: {what}. {advice}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let failure =
+            parse(Path::new("/etc/m2m.toml"), text).err().unwrap_or_else(|| panic!("taken: {text}"));
+        failure.message()
+    }
+
+    #[test]
+    fn every_mistake_has_its_line() {
+        let cases = [
+            ("id = \"1\"\nhots = \"x\"\n", 2, "hots"),
+            ("id = \"1\n", 1, ""),
+            ("\n\nid = 5\n", 3, "string"),
+            ("# one\nid = \"xyz\"\n", 2, "hex"),
+            ("timeout = \"5\"\n", 1, ""),
+            ("id = \"1\"\ntimeout = -1\n", 2, ""),
+            ("id = \"1\"\ntimeout = 0\n", 2, "seconds"),
+            ("host = \"1@\"\n", 1, "name or address"),
+            ("[peers]\nbeef = \"2\"\n", 2, "alias"),
+            ("[peers]\nkitchen = \"cellar\"\n", 2, "cellar"),
+            ("[peers]\nkitchen = \"2@host:0\"\n", 2, "port"),
+            ("id = \"1\"\nid = \"2\"\n", 2, "duplicate"),
+        ];
+        for (text, line, word) in cases {
+            let message = refused(text);
+            assert!(message.starts_with(&format!("/etc/m2m.toml, line {line}: ")), "{text}: {message}");
+            assert!(message.contains(word), "{text}: {message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let text = "key_file = \"a.key\"\nstate_dir = \"/var/m2m\"\ntimeout = 2.5\n";
+        let checked = parse(Path::new("/etc/m2m.toml"), text).unwrap();
+        assert_eq!(checked.key_file, Some("/etc/a.key".into()));
+        assert_eq!(checked.state_dir, Some("/var/m2m".into()));
+        assert_eq!(checked.timeout, Some(2.5));
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        let checked = parse(Path::new("m2m.toml"), "").unwrap();
+        assert!(checked.id.is_none() && checked.peers.is_empty());
+    }
+}

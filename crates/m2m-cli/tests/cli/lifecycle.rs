@@ -1,0 +1,105 @@
+//! Starting, stopping, and what happens when a host dies.
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::world::{Running, World};
+
+#[test]
+fn a_signal_stops_hosts_and_devices_cleanly() {
+    let world = World::new();
+    for signal in ["TERM", "INT"] {
+        let mut host = world.host();
+        let mut device = world.device(&host, &["--echo"]);
+        device.signal(signal);
+        assert_eq!(device.end(), Some(0), "{}", device.words());
+        host.signal(signal);
+        assert_eq!(host.end(), Some(0), "{}", host.words());
+    }
+}
+
+#[test]
+fn a_device_that_stops_is_offline_at_once() {
+    let world = World::new();
+    let host = world.host();
+    let mut device = world.device(&host, &[]);
+    assert_eq!(world.app(&host, &["online", "2"]).ok(), "online\n");
+    device.signal("TERM");
+    assert_eq!(device.end(), Some(0));
+    assert_eq!(world.app(&host, &["online", "2"]).code, Some(3));
+}
+
+#[test]
+fn a_device_is_ready_before_its_host() {
+    let world = World::new();
+    let placeholder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = placeholder.local_addr().unwrap().to_string();
+    let at = format!("1@{address}");
+    let words = ["node", "--id", "2", "--key-file", "dev.key", "--host", &at, "--host-key-file", "host.key"];
+    let device = Running::start(world.command(&[&words[..], &["--bind", "127.0.0.1:0", "--json"]].concat()));
+    drop(placeholder);
+    let _host = world.host_at(&address);
+    device.wait_for("host_connected");
+}
+
+/// The promise of the project: within a minute, and nobody touches the device.
+#[test]
+fn a_device_returns_to_a_host_that_was_killed() {
+    let world = World::new();
+    let mut host = world.host();
+    let device = world.device(&host, &["--echo"]);
+    assert_eq!(world.app(&host, &["send", "2", "before"]).ok(), "before\n");
+    let address = host.address.clone();
+    host.signal("KILL");
+    assert_eq!(host.end(), None);
+
+    let host = world.host_at(&address);
+    device.wait_for_within("host_connected", Duration::from_secs(60));
+    assert_eq!(world.app(&host, &["send", "2", "after"]).ok(), "after\n");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let world = World::new();
+    let host = world.host();
+    let _device = world.device(&host, &["--echo"]);
+    let words = world.app_words(&host, &["ping", "-n", "1000", "--interval", "0.01", "2"]);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let mut child = world.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Reads a line, as `| head -1` does, and closes the pipe.
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut first)
+        .unwrap();
+    assert!(first.starts_with("1: "), "{first}");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn a_host_outlives_the_reader_of_its_first_line() {
+    let world = World::new();
+    let mut words =
+        world.command(&["server", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0"]);
+    let mut child = words.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ready = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready)
+        .unwrap();
+    let address = ready.trim_end().strip_prefix("m2m server 1 ready on ").expect(&ready).to_owned();
+    let at = format!("1@{address}");
+    let online = world.run(&["online", "--key-file", "host.key", "--host", &at, "2"]);
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!((online.code, online.stdout.as_str()), (Some(3), "offline\n"), "{online:?}");
+}
+
+#[test]
+fn the_demo_holds() {
+    let world = World::new();
+    let demo = world.run(&["demo", "--json"]);
+    let steps = demo.objects();
+    assert!(steps.len() >= 12, "{demo:?}");
+    for step in &steps {
+        assert_eq!(step["ok"], true, "{step}");
+        assert!(step["step"].is_string() && step["ms"].is_u64(), "{step}");
+    }
+    demo.ok();
+}

@@ -1,0 +1,7 @@
+//! The command line as its users meet it: real processes, real sockets, exit codes.
+mod failures;
+mod keys;
+mod lifecycle;
+mod shapes;
+mod talks;
+mod world;

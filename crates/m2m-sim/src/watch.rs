@@ -1,0 +1,225 @@
+//! What holds for every datagram and every wake-up, whatever the nets are doing.
+//!
+//! - No datagram is larger than 1200 bytes (protocol, section 3).
+//! - No more goes to an address than came from it, until something authentic did (section 12), unless a session was opened
+//!   to it: then this net's user named the address.
+//! - A machine that is woken has something to do, and is not woken all the time.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use m2m_proto::{net::MAX_DATAGRAM, time::Time};
+
+use crate::{NetIndex, trace::Trace};
+
+/// Byte 0 of INIT.
+const INIT: u8 = 0x91;
+/// Byte 0 of a long packet has this bit.
+const LONG: u8 = 0x80;
+/// Byte 0 of RESP.
+const RESP: u8 = 0x92;
+/// So often in a row, at one instant, a machine may be woken for nothing.
+const MAX_IDLE_WAKES: u32 = 20;
+/// So often in one second a machine may be woken: a scenario has no work for more.
+const MAX_WAKES_A_SECOND: u32 = 2_000;
+
+/// The checks, and what they found.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// What must not be, in the order in which it was seen.
+    pub violations: Vec<String>,
+    /// The record of the run.
+    pub trace: Trace,
+    /// Datagrams that nets sent.
+    pub datagrams: u64,
+    accounts: BTreeMap<(NetIndex, SocketAddr), Account>,
+    delivered: BTreeSet<u64>,
+    wakes: BTreeMap<NetIndex, Wakes>,
+}
+
+/// What went between a net and an address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    received: usize,
+    sent: usize,
+    is_trusted: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Wakes {
+    instant: Time,
+    idle: u32,
+    second: u64,
+    in_second: u32,
+}
+
+impl Watch {
+    /// A net started anew: it knows no address any more.
+    pub fn forget(&mut self, index: NetIndex) {
+        self.accounts.retain(|(net, _), _| *net != index);
+    }
+
+    /// A net sends a datagram.
+    pub fn sent(&mut self, now: Time, index: NetIndex, to: SocketAddr, bytes: &[u8]) {
+        self.datagrams += 1;
+        self.trace.mix_number(now.as_micros());
+        self.trace.mix(bytes);
+        self.trace.line(now, format_args!("{} -> {to}: {}", index.0, sketch(bytes)));
+        if bytes.len() > MAX_DATAGRAM {
+            self.violation(now, format!("net {} sends a datagram of {} bytes", index.0, bytes.len()));
+        }
+        let account = self.accounts.entry((index, to)).or_default();
+        account.sent += bytes.len();
+        account.is_trusted |= bytes.first() == Some(&INIT);
+        if !account.is_trusted && account.sent > account.received {
+            let Account { sent, received, .. } = *account;
+            self.violation(
+                now,
+                format!(
+                    "net {} sent {sent} bytes to {to}, from where {received} came, none of them authentic",
+                    index.0
+                ),
+            );
+        }
+    }
+
+    /// A net gets a datagram; `genuine` is the number of the one that it is an unchanged copy of.
+    pub fn received(
+        &mut self,
+        now: Time,
+        index: NetIndex,
+        from: SocketAddr,
+        bytes: &[u8],
+        genuine: Option<u64>,
+    ) {
+        self.trace.line(
+            now,
+            format_args!(
+                "{} <- {from}: {}{}",
+                index.0,
+                sketch(bytes),
+                if genuine.is_none() { ", forged" } else { "" }
+            ),
+        );
+        let account = self.accounts.entry((index, from)).or_default();
+        account.received += bytes.len();
+        let proves = bytes.first().is_some_and(|byte| byte & LONG == 0 || *byte == RESP);
+        // The first copy to arrive is the authentic one, wherever it came from; later ones are replays.
+        if let Some(serial) = genuine
+            && self.delivered.insert(serial)
+            && proves
+        {
+            account.is_trusted = true;
+        }
+    }
+
+    /// A net was woken by its timer, and had so many things to do.
+    pub fn woken(&mut self, now: Time, index: NetIndex, done: usize) {
+        self.trace.line(now, format_args!("{} wakes, {done} things to do", index.0));
+        let wakes = self.wakes.entry(index).or_default();
+        let second = now.as_micros() / 1_000_000;
+        if wakes.second != second {
+            (wakes.second, wakes.in_second) = (second, 0);
+        }
+        wakes.in_second += 1;
+        if wakes.instant != now || done > 0 {
+            (wakes.instant, wakes.idle) = (now, 0);
+        }
+        wakes.idle += u32::from(done == 0);
+        let Wakes { idle, in_second, .. } = *wakes;
+        if idle > MAX_IDLE_WAKES {
+            self.violation(
+                now,
+                format!("net {} was woken {idle} times for nothing, at one instant", index.0),
+            );
+        }
+        if in_second > MAX_WAKES_A_SECOND {
+            self.violation(now, format!("net {} was woken {in_second} times within a second", index.0));
+        }
+    }
+
+    /// Notes what must not be.
+    pub fn violation(&mut self, now: Time, words: String) {
+        self.trace.line(now, format_args!("VIOLATION {words}"));
+        self.violations.push(words);
+    }
+}
+
+/// A datagram in a few words.
+fn sketch(bytes: &[u8]) -> String {
+    let kind = match bytes.first() {
+        None => return "nothing".into(),
+        Some(&INIT) => "INIT",
+        Some(&RESP) => "RESP",
+        Some(0x93) => "COOKIE",
+        Some(byte) if byte & LONG == 0 => "short",
+        Some(_) => "other",
+    };
+    let token = bytes.get(1..5).filter(|_| kind == "short");
+    match token {
+        Some([a, b, c, d]) => format!("{kind} {a:02x}{b:02x}{c:02x}{d:02x}, {} bytes", bytes.len()),
+        _ => format!("{kind}, {} bytes", bytes.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NET: NetIndex = NetIndex(0);
+
+    fn address(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], 1))
+    }
+
+    #[test]
+    fn nobody_is_sent_more_than_came_from_there() {
+        let mut watch = Watch::default();
+        watch.received(Time::ZERO, NET, address(1), &[INIT; 104], Some(1));
+        watch.sent(Time::ZERO, NET, address(1), &[RESP; 104]);
+        assert_eq!(watch.violations, [""; 0]);
+        watch.sent(Time::ZERO, NET, address(1), &[RESP; 1]);
+        assert_eq!(watch.violations.len(), 1);
+    }
+
+    #[test]
+    fn the_first_copy_of_a_short_packet_proves_an_address_and_a_replay_does_not() {
+        let mut watch = Watch::default();
+        watch.received(Time::ZERO, NET, address(1), &[0x41; 30], Some(1));
+        watch.received(Time::ZERO, NET, address(2), &[0x41; 30], Some(1));
+        watch.received(Time::ZERO, NET, address(3), &[0x41; 30], None);
+        for n in 1..=3 {
+            watch.sent(Time::ZERO, NET, address(n), &[0x41; 100]);
+            assert_eq!(watch.violations.len(), usize::from(n) - 1);
+        }
+        watch.forget(NET);
+        watch.sent(Time::ZERO, NET, address(1), &[0x41; 100]);
+        assert_eq!(watch.violations.len(), 3);
+    }
+
+    #[test]
+    fn whoever_opens_a_session_may_ask_first() {
+        let mut watch = Watch::default();
+        (0..5).for_each(|_| watch.sent(Time::ZERO, NET, address(1), &[INIT; 104]));
+        watch.sent(Time::ZERO, NET, address(1), &[0x41; 1000]);
+        assert_eq!(watch.violations, [""; 0]);
+        watch.sent(Time::ZERO, NET, address(1), &[INIT; 1201]);
+        assert_eq!(watch.violations.len(), 1, "whatever it is, it must fit");
+    }
+
+    #[test]
+    fn a_busy_loop_is_seen() {
+        let mut watch = Watch::default();
+        for n in 0..100 {
+            watch.woken(Time::from_micros(n), NET, 0);
+            watch.woken(Time::from_micros(n), NET, 1);
+        }
+        assert_eq!(watch.violations, [""; 0]);
+        (0..=MAX_IDLE_WAKES).for_each(|_| watch.woken(Time::from_micros(500), NET, 0));
+        assert_eq!(watch.violations.len(), 1);
+        (0..=MAX_WAKES_A_SECOND)
+            .for_each(|n| watch.woken(Time::from_micros(u64::from(n) + 2_000_000), NET, 1));
+        assert_eq!(watch.violations.len(), 2);
+    }
+}

@@ -1,0 +1,91 @@
+//! What went wrong once, each in the smallest world in which it does.
+use std::{collections::VecDeque, net::SocketAddr};
+
+use m2m_proto::{
+    coap::{code::Code, option_set::OptionSet},
+    error::CloseReason,
+    event::{Event, RequestId, SessionId},
+    net::{Request, Route},
+    session::keys::PeerKey,
+    time::Duration,
+};
+use m2m_sim::{NetIndex, World, world::Seen};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn post(world: &mut World, net: NetIndex, session: SessionId, id: u64) {
+    let deadline = world.now + 60 * SECOND;
+    world.command(net, |machine, now| {
+        let options = OptionSet::default();
+        let request =
+            Request { code: Code::POST, options: &options, payload: b"hello", confirmable: true, deadline };
+        machine.request(now, session, RequestId(id), &request).expect("the request is taken");
+    });
+}
+
+/// The newest datagram that left for this address, once one does.
+fn overheard(world: &mut World, from: SocketAddr, to: SocketAddr) -> Seen {
+    for _ in 0..1000 {
+        let seen = world.overheard.iter().flatten().find(|seen| {
+            let is_short = seen.bytes.first().is_some_and(|byte| byte & 0x80 == 0);
+            is_short && seen.from == from && seen.to == to
+        });
+        if let Some(seen) = seen {
+            return seen.clone();
+        }
+        world.step(world.now + SECOND);
+    }
+    panic!("nothing went from {from} to {to}");
+}
+
+/// The host's answers went astray because the packet that confirmed was seen from elsewhere first, and one other packet
+/// of the host got through: the device knew that the host lives, gave its REGISTER up, and never asked again.
+#[test]
+fn a_registration_without_an_answer_is_tried_again_though_the_host_is_heard() {
+    let mut world = World::new(1);
+    world.overheard = Some(VecDeque::new());
+    world.faults.delay = Duration::from_millis(100);
+    let host = world.add_host(1);
+    let device = world.add_guest(2, host, 1);
+    let (at_host, at_device) = (world.address(host), world.address(device));
+    let stranger = SocketAddr::from(([10, 250, 0, 1], 4000));
+
+    let first = overheard(&mut world, at_device, at_host);
+    world.faults.delay = Duration::ZERO;
+    world.replay(&first, stranger, at_host, &first.bytes);
+    let session = world.wait_for(host, SECOND, |event| match event {
+        Event::Accepted { session, .. } => Some(*session),
+        _ => None,
+    });
+    world.run(3 * SECOND);
+    post(&mut world, host, session, 1);
+    let astray = overheard(&mut world, at_host, stranger);
+    world.replay(&astray, at_host, at_device, &astray.bytes);
+    world.wait_for(device, SECOND, |event| matches!(event, Event::Request { .. }).then_some(()));
+    assert!(!world.net(device).is_registered());
+    // Asked once more in the same session, since the host may only have a slow store; then in a new one.
+    world.run(20 * SECOND);
+    assert!(world.net(device).is_registered());
+}
+
+/// The ping that finds a dead peer was spaced by the timeout of the requests that had died with it: the more was
+/// lost, the later it was noticed.
+#[test]
+fn lost_requests_do_not_make_a_ping_more_patient() {
+    let mut world = World::new(2);
+    let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));
+    let to = world.address(b);
+    let session = world.command(a, |net, now| {
+        net.connect(now, World::id(3), &PeerKey::Net(World::key(3)), Route::Direct(to))
+            .expect("there is room")
+    });
+    world.run(SECOND);
+    world.kill(b);
+    post(&mut world, a, session, 1);
+    // Pinged 25 s after the last answer, given up 8 s later.
+    let why = world.wait_for(a, 34 * SECOND, |event| match event {
+        Event::Closed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(why, CloseReason::Lost);
+}

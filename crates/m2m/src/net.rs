@@ -1,0 +1,355 @@
+//! A net: one socket, one id, one key; and the task that drives it.
+//!
+//! ```text
+//!  builder  what a net is made of          shared  the machine, and who waits for what it tells
+//!  socket   datagrams, IPv4 and IPv6       driver  the task: receive, time, what could not be sent at once
+//!  hosts    names that are looked up       store   claims and epochs, on the disk
+//! ```
+mod builder;
+mod driver;
+mod hosts;
+mod news;
+pub(crate) mod shared;
+mod socket;
+mod store;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use m2m_proto::{
+    error::{CommandError, ErrorKind},
+    event::SessionId,
+    id::Id,
+    net::Route,
+    stats::Stats,
+    wire::frame::FoundStatus,
+};
+use tokio::{
+    sync::{broadcast, oneshot, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+pub use builder::NetBuilder;
+pub use news::{HostState, NetEvent};
+
+use crate::{
+    Error, Key, Peer, Router, Session,
+    peer::Target,
+    session::{Path, Standing},
+};
+use shared::{Shared, State, Waiter};
+
+/// How long a host may take to say whether a net is online.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers that are being made when the net shuts down get so long.
+const HANDLER_GRACE: Duration = Duration::from_secs(1);
+/// The addresses of one name are tried so long after each other, and so many of them.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
+const MAX_ADDRESSES: usize = 4;
+
+/// An open net. Clones are the same net; when the last is dropped it closes, and so do its sessions.
+#[derive(Clone)]
+pub struct Net(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    key: Key,
+    address: SocketAddr,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        close(&self.shared);
+    }
+}
+
+impl Net {
+    /// Starts to put a net together.
+    pub fn builder(id: Id, key: Key) -> NetBuilder {
+        NetBuilder::new(id, key)
+    }
+
+    fn new(shared: Arc<Shared>, key: Key, address: SocketAddr) -> Net {
+        Net(Arc::new(Handle { shared, key, address }))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Id {
+        self.0.shared.id
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Opens a session and waits until it is up. When dropped before, nothing is left of it.
+    ///
+    /// # Errors
+    /// `Unreachable`, `UnknownPeer`, `AuthenticationFailed`, `Refused` (the host does not register this net),
+    /// `Configuration`, `Closed`.
+    pub async fn connect(&self, peer: Peer) -> Result<Session, Error> {
+        if let Target::Name(endpoint) = &peer.target {
+            let found = endpoint.resolve().await;
+            let found = found.map_err(|why| Error::caused(ErrorKind::Unreachable, why.to_string(), why))?;
+            let id = endpoint.id.unwrap_or(Id::ANY);
+            return self.connect_first(id, &found, peer.key.as_ref()).await;
+        }
+        let session = self.dial(peer)?;
+        session.up().await?;
+        Ok(session)
+    }
+
+    /// Tries the addresses of a name one after the other, without waiting for a failure: the first that answers wins.
+    async fn connect_first(
+        &self,
+        id: Id,
+        addresses: &[SocketAddr],
+        key: Option<&Key>,
+    ) -> Result<Session, Error> {
+        let mut attempts = JoinSet::new();
+        let mut delay = Duration::ZERO;
+        for address in addresses.iter().take(MAX_ADDRESSES) {
+            let peer = Peer { target: Target::At(id, *address), key: key.cloned() };
+            // A session does not keep its net open, nor may an attempt.
+            let (shared, own_key) = (self.0.shared.clone(), self.0.key.clone());
+            attempts.spawn(async move {
+                sleep(delay).await;
+                let session = dial(&shared, &own_key, peer)?;
+                session.up().await.map(|()| session)
+            });
+            delay += NEXT_ADDRESS;
+        }
+        let mut failed = Error::new(ErrorKind::Unreachable, "the name has no address");
+        while let Some(attempt) = attempts.join_next().await {
+            match attempt {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(why)) => failed = why,
+                Err(why) => failed = Error::caused(ErrorKind::Closed, "the attempt was ended", why),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Opens a session and returns at once: requests made in it wait, and leave when it is up.
+    ///
+    /// # Errors
+    /// `Configuration`: no host for a peer known by its id only, a name that must be looked up first (use
+    /// [`Net::connect`]), a key that does not fit. `Refused`: too many sessions. `Closed`.
+    pub fn dial(&self, peer: Peer) -> Result<Session, Error> {
+        dial(&self.0.shared, &self.0.key, peer)
+    }
+
+    /// The newest session that this peer opened to this net, for requests of our own in it. Dropping it closes nothing.
+    pub fn session(&self, peer: Id) -> Option<Session> {
+        let shared = &self.0.shared;
+        let session = *shared.look().accepted.get(&peer)?;
+        Session::look_at(shared, session)
+    }
+
+    /// Answers requests with this router until the net closes. The router is in use from this call on; dropping the
+    /// future ends that. It doesn't keep the net open: `tokio::spawn(net.serve(router))`.
+    ///
+    /// # Errors
+    /// `Configuration`: another router is in use.
+    pub fn serve(&self, router: Router) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let serving = Serving::start(&self.0.shared, router);
+        async move {
+            let serving = serving?;
+            let mut ended = serving.shared.ended.subscribe();
+            // It can't fail: we hold the sender.
+            let _ = ended.wait_for(|ended| *ended).await;
+            Ok(())
+        }
+    }
+
+    /// Asks the host whether a net is registered with it. Waits up to 10 s for a host that is away.
+    ///
+    /// # Errors
+    /// `Unreachable`: no host answered. `Refused`: it does not tell, or not now. `Configuration`: there is no host.
+    pub async fn online(&self, id: Id) -> Result<bool, Error> {
+        let shared = &self.0.shared;
+        let (waiter, found) = oneshot::channel();
+        let asked = shared.with(|state, now| {
+            state.check_open()?;
+            let request = state.wait(Waiter::Found(waiter));
+            let asked = state.machine.lookup(now, id, request, now + LOOKUP_TIMEOUT);
+            asked.map_err(|why| {
+                state.forget(request);
+                Error::command(format_args!("asking whether {id:?} is online"), why)
+            })
+        });
+        asked?;
+        let refused =
+            |why: &str| Err(Error::new(ErrorKind::Refused, format!("whether {id:?} is online: {why}")));
+        match found.await {
+            Ok(Some(FoundStatus::ONLINE | FoundStatus::ELSEWHERE)) => Ok(true),
+            Ok(Some(FoundStatus::OFFLINE)) => Ok(false),
+            Ok(Some(FoundStatus::BUSY)) => refused("the host is busy: ask again later"),
+            Ok(Some(status)) => refused(&status.to_string()),
+            Ok(None) => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("whether {id:?} is online is unknown: the host does not answer"),
+            )),
+            Err(_) => Err(Error::net_closed()),
+        }
+    }
+
+    /// How it stands with its host now.
+    pub fn host(&self) -> HostState {
+        self.0.shared.host.borrow().clone()
+    }
+
+    /// How it stands with its host, from now on.
+    pub fn watch_host(&self) -> watch::Receiver<HostState> {
+        self.0.shared.host.subscribe()
+    }
+
+    /// Waits until the net is registered with its host, however long that takes.
+    ///
+    /// # Errors
+    /// `Refused`: the host said no. `Configuration`: there is no host. `Closed`.
+    pub async fn registered(&self) -> Result<(), Error> {
+        let shared = &self.0.shared;
+        let mut host = shared.host.subscribe();
+        loop {
+            // Cloned: the state's lock must not be taken while the watch is.
+            let now = host.borrow_and_update().clone();
+            match now {
+                HostState::Connected { .. } => return Ok(()),
+                HostState::Refused { why } => {
+                    return Err(Error::new(ErrorKind::Refused, format!("not registered: {why}")));
+                }
+                HostState::None => {
+                    return Err(Error::new(
+                        ErrorKind::Configuration,
+                        "this net has no host to register with",
+                    ));
+                }
+                _ if shared.look().closed => return Err(Error::net_closed()),
+                _ => {}
+            }
+            if host.changed().await.is_err() {
+                return Err(Error::net_closed());
+            }
+        }
+    }
+
+    /// What happens to it from now on. Who falls 256 events behind misses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<NetEvent> {
+        self.0.shared.news.subscribe()
+    }
+
+    /// Counters since it was opened.
+    pub fn stats(&self) -> Stats {
+        self.0.shared.look().machine.stats().clone()
+    }
+
+    /// Datagrams that the system refused to send (no route, and the like).
+    pub fn send_errors(&self) -> u64 {
+        self.0.shared.look().send_errors
+    }
+
+    /// Nets registered here.
+    pub fn registrations(&self) -> usize {
+        self.0.shared.look().machine.registrations()
+    }
+
+    /// Sessions that live here, those being opened and closed included.
+    pub fn sessions(&self) -> usize {
+        self.0.shared.look().machine.sessions()
+    }
+
+    /// Closes the net in good order: answers that are being made get up to a second, peers are told, the socket is
+    /// closed when this returns.
+    pub async fn shutdown(&self) {
+        let shared = &self.0.shared;
+        let mut handlers = {
+            let mut state = shared.look();
+            state.draining = true;
+            std::mem::take(&mut state.handlers)
+        };
+        let _ = timeout(HANDLER_GRACE, async { while handlers.join_next().await.is_some() {} }).await;
+        drop(handlers);
+        close(shared);
+        let mut ended = shared.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+impl State {
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.draining { Err(Error::net_closed()) } else { Ok(()) }
+    }
+}
+
+fn close(shared: &Arc<Shared>) {
+    shared.with(|state, now| state.close(shared, now));
+}
+
+fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Error> {
+    let (id, route) = match &peer.target {
+        Target::Id(id) => (*id, Route::Host),
+        Target::At(id, address) => (*id, Route::Direct(socket::unmapped(*address))),
+        Target::Name(endpoint) => {
+            let text = format!("{endpoint}: a name has to be looked up: connect, or dial an address");
+            return Err(Error::new(ErrorKind::Configuration, text));
+        }
+    };
+    let key = peer.key.as_ref().unwrap_or(own_key);
+    let (peer_key, id) = key.to_peer_key(shared.id, id)?;
+    let target = peer.target;
+    let opened = shared.with(|state, now| -> Result<(SessionId, watch::Receiver<Standing>), Error> {
+        state.check_open()?;
+        if let (Route::Direct(address), Some(socket)) = (route, &state.socket)
+            && !socket.can_reach(address)
+        {
+            let text = format!("{address}: a socket at {} can't reach it", socket.local_addr());
+            return Err(Error::new(ErrorKind::Configuration, text));
+        }
+        let session = state
+            .machine
+            .connect(now, id, &peer_key, route)
+            .map_err(|why| Error::command(format_args!("connecting to {target}"), why))?;
+        let path = state.machine.info(session).map(|info| Path::from(info.path));
+        let path =
+            path.ok_or_else(|| Error::command(format_args!("connecting to {target}"), CommandError::Stale))?;
+        let (sender, standing) = watch::channel(Standing::connecting(id, path));
+        state.sessions.insert(session, sender);
+        Ok((session, standing))
+    });
+    let (session, standing) = opened?;
+    Ok(Session::dialled(shared.clone(), session, standing, target.to_string()))
+}
+
+/// A router in use; dropped, it is out of use.
+struct Serving {
+    shared: Arc<Shared>,
+    router: Arc<Router>,
+}
+
+impl Serving {
+    fn start(shared: &Arc<Shared>, router: Router) -> Result<Serving, Error> {
+        let router = Arc::new(router);
+        let installed = shared.with(|state, _| {
+            state.check_open()?;
+            if state.router.is_some() {
+                return Err(Error::new(ErrorKind::Configuration, "this net serves a router already"));
+            }
+            state.install(shared, &router);
+            Ok(())
+        });
+        installed.map(|()| Serving { shared: shared.clone(), router })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let ours = {
+            let mut state = self.shared.look();
+            state.router.take_if(|router| Arc::ptr_eq(router, &self.router))
+        };
+        // Outside of the lock: handlers may hold handles of this net.
+        drop(ours);
+    }
+}

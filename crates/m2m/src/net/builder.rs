@@ -1,0 +1,222 @@
+//! How a net is put together and opened.
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use m2m_proto::{
+    config::Config,
+    error::ErrorKind,
+    id::Id,
+    net::{self as proto, HostConfig},
+    session::keys::DeviceKey,
+    time::Time,
+};
+use tracing::{info, warn};
+
+use super::{
+    Net, driver,
+    hosts::{self, HostName},
+    news::HostState,
+    shared::Shared,
+    socket::Socket,
+    store::Store,
+};
+use crate::{
+    Error, Key,
+    names::Endpoint,
+    state::{Claims, StateDir, StateError},
+};
+
+type Tune = Box<dyn FnOnce(&mut Config) + Send>;
+
+/// A net to be: what it cannot do without was given to [`Net::builder`], the rest has a default.
+#[must_use = "a net is there once it is opened"]
+pub struct NetBuilder {
+    id: Id,
+    key: Key,
+    bind: Option<SocketAddr>,
+    hosts: Vec<(Endpoint, Key)>,
+    state_dir: Option<PathBuf>,
+    ephemeral: bool,
+    server: bool,
+    max_router_tm: Option<Duration>,
+    accept: bool,
+    tune: Option<Tune>,
+}
+
+/// What a state folder gives to a net.
+struct Kept {
+    dir: Option<StateDir>,
+    device: Option<DeviceKey>,
+    epoch: u64,
+    claims: Option<Claims>,
+}
+
+impl NetBuilder {
+    pub(super) fn new(id: Id, key: Key) -> NetBuilder {
+        NetBuilder {
+            id,
+            key,
+            bind: None,
+            hosts: Vec::new(),
+            state_dir: None,
+            ephemeral: false,
+            server: false,
+            max_router_tm: None,
+            accept: true,
+            tune: None,
+        }
+    }
+
+    /// Where to listen. Default: any free port, IPv6 and IPv4. `[::]:PORT` listens for both, too.
+    pub fn bind(mut self, address: SocketAddr) -> NetBuilder {
+        self.bind = Some(address);
+        self
+    }
+
+    /// A host to register with, and its net key (or a pair key from this net to it). Repeatable, up to 8: the first is
+    /// preferred. A host named without its id is whichever net listens there; only one may be.
+    pub fn host(mut self, host: Endpoint, key: Key) -> NetBuilder {
+        self.hosts.push((host, key));
+        self
+    }
+
+    /// The folder that keeps the device key, the epoch and a host's claims; made if it is missing. Without one
+    /// nothing is kept, and the device key is made from the net key: who has the net key can take the id.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> NetBuilder {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// Register without claiming the id. Default: no.
+    pub fn ephemeral(mut self, ephemeral: bool) -> NetBuilder {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// Be a host: let others register, and relay for them. Default: no.
+    pub fn server(mut self, server: bool) -> NetBuilder {
+        self.server = server;
+        self
+    }
+
+    /// The longest that a registration here lives without a sign of life. Default: 600 s.
+    pub fn max_router_tm(mut self, time: Duration) -> NetBuilder {
+        self.max_router_tm = Some(time);
+        self
+    }
+
+    /// Take sessions that others open. Default: yes.
+    pub fn accept(mut self, accept: bool) -> NetBuilder {
+        self.accept = accept;
+        self
+    }
+
+    /// Changes what has no method of its own here: limits and timers. Called last; what it sets stands.
+    pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> NetBuilder {
+        self.tune = Some(Box::new(tune));
+        self
+    }
+
+    /// Opens the net. It is registered with its host a little later ([`Net::registered`]); a host that is away, or
+    /// whose name has no address, is tried until it is there.
+    ///
+    /// # Errors
+    /// `Configuration`: keys or ids that can't work, a state folder that another net holds. `Io`: the port is in use,
+    /// the disk refuses.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time.
+    pub async fn open(mut self) -> Result<Net, Error> {
+        self.check()?;
+        let net_key = self.key.to_net_key()?;
+        let socket = Arc::new(Socket::bind(self.bind)?);
+        let kept = read_state(self.state_dir.take(), self.server).await?;
+        let device = kept.device.unwrap_or_else(|| DeviceKey::derived_from(&net_key, self.id));
+        let mut config = Config::new(self.id, net_key, device);
+        config.accept = self.accept;
+        config.registry = self.server;
+        config.relay = self.server;
+        config.ephemeral = self.ephemeral;
+        config.last_epoch = kept.epoch;
+        config.max_router_tm = self.max_router_tm.unwrap_or(config.max_router_tm);
+        if let Some(tune) = self.tune.take() {
+            tune(&mut config);
+        }
+        let claims = kept.claims.or_else(|| config.registry.then(Claims::in_memory));
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
+        let machine = proto::Net::new(config, seed, Time::ZERO);
+        let store = Store::new(kept.dir, claims);
+        let shared = Arc::new(Shared::new(machine, socket.clone(), store, std::time::Instant::now()));
+        shared.with(|state, now| state.set_unix_time(now));
+        self.add_hosts(&shared, &socket)?;
+        let (driven, driven_socket) = (shared.clone(), socket.clone());
+        tokio::spawn(async move {
+            driver::run(driven.clone(), driven_socket).await;
+            driven.ended.send_replace(true);
+        });
+        info!(id = ?self.id, address = %socket.local_addr(), "net open");
+        Ok(Net::new(shared, self.key, socket.local_addr()))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::new(ErrorKind::Configuration, text));
+        if self.id.is_reserved() {
+            return wrong(format!("{}: that id is reserved: use another", self.id));
+        }
+        if self.hosts.iter().filter(|(host, _)| host.id.is_none()).count() > 1 {
+            return wrong("several hosts without an id can't be told apart: write ID@HOST".to_owned());
+        }
+        Ok(())
+    }
+
+    fn add_hosts(&self, shared: &Arc<Shared>, socket: &Arc<Socket>) -> Result<(), Error> {
+        for (place, (endpoint, key)) in self.hosts.iter().enumerate() {
+            let (peer_key, id) = key.to_peer_key(self.id, endpoint.id.unwrap_or(Id::ANY))?;
+            let address = hosts::address_of(endpoint);
+            if let Some(address) = address
+                && !socket.can_reach(address)
+            {
+                let text = format!("host {endpoint}: a socket at {} can't reach it", socket.local_addr());
+                return Err(Error::new(ErrorKind::Configuration, text));
+            }
+            if key.is_same_net_key(&self.key) {
+                info!(
+                    "one fleet key: this net and its host {endpoint} have the same key, so each can be the other"
+                );
+            }
+            let host = HostConfig { id, key: peer_key, addresses: address.into_iter().collect() };
+            let named = Endpoint { id: (id != Id::ANY).then_some(id), ..endpoint.clone() };
+            shared.host.send_replace(HostState::Connecting);
+            shared
+                .with(|state, now| {
+                    state.hosts.push(HostName::new(&named));
+                    state.machine.add_host(now, host)
+                })
+                .map_err(|why| Error::command(format_args!("host {endpoint}"), why))?;
+            hosts::keep(shared, socket, place, named);
+        }
+        if self.hosts.is_empty() && self.ephemeral {
+            warn!("an ephemeral registration was asked for, and there is no host to register with");
+        }
+        Ok(())
+    }
+}
+
+/// Reads the state folder, off the event loop.
+async fn read_state(path: Option<PathBuf>, server: bool) -> Result<Kept, Error> {
+    let Some(path) = path else {
+        return Ok(Kept { dir: None, device: None, epoch: 0, claims: None });
+    };
+    let read = move || -> Result<Kept, StateError> {
+        let dir = StateDir::open(&path)?;
+        let device = Some(DeviceKey::from_bytes(*dir.device_key()?));
+        let epoch = dir.epoch()?;
+        let claims = if server { Some(dir.claims()?) } else { None };
+        Ok(Kept { dir: Some(dir), device, epoch, claims })
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(kept) => Ok(kept?),
+        Err(why) => Err(Error::caused(ErrorKind::Io, format!("reading the state failed: {why}"), why)),
+    }
+}

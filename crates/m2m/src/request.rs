@@ -1,0 +1,263 @@
+//! Requests of ours: built, sent, awaited.
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use m2m_proto::{
+    coap::{
+        code::Code, content_format::ContentFormat, message::Message, option::OptionNumber,
+        option_set::OptionSet, uri,
+    },
+    error::{CommandError, ErrorKind, RequestError},
+    event::{RequestId, SessionId},
+    net,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    Error, Session,
+    net::shared::{Shared, Waiter},
+};
+
+/// How long a request may take in all, if nothing else is said.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request to be sent when it is awaited. Dropped while it is under way, it is given up; it may have run.
+///
+/// Made before the session is up, it waits until then and leaves with the first packet.
+#[must_use = "a request is sent when it is awaited"]
+pub struct RequestBuilder {
+    session: Session,
+    method: Code,
+    target: String,
+    options: OptionSet,
+    payload: Bytes,
+    timeout: Duration,
+    confirmable: bool,
+    /// The first thing that was wrong with what it was given.
+    invalid: Option<Error>,
+}
+
+impl RequestBuilder {
+    pub(crate) fn new(session: Session, method: Code, path: &str) -> RequestBuilder {
+        let mut options = OptionSet::new();
+        let invalid = uri::split_target(&mut options, path)
+            .err()
+            .map(|why| Error::caused(ErrorKind::Configuration, format!("{path}: {why}"), why));
+        RequestBuilder {
+            session,
+            method,
+            target: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+            options,
+            payload: Bytes::new(),
+            timeout: TIMEOUT,
+            confirmable: true,
+            invalid,
+        }
+    }
+
+    /// The body.
+    pub fn payload(mut self, payload: impl Into<Bytes>) -> RequestBuilder {
+        self.payload = payload.into();
+        self
+    }
+
+    /// What the body is: the number of a Content-Format.
+    pub fn format(self, format: u16) -> RequestBuilder {
+        let format = u32::from(format);
+        self.add(|options| options.set_uint(OptionNumber::CONTENT_FORMAT, format).map(|_| ()))
+    }
+
+    /// Another CoAP option.
+    pub fn option(self, number: OptionNumber, value: impl AsRef<[u8]>) -> RequestBuilder {
+        self.add(|options| options.add(number, value.as_ref()).map(|_| ()))
+    }
+
+    /// How long it may take from now to the answer, waiting for the session included. Default 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> RequestBuilder {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends it once, without repetition: it may get lost (RFC 7252 section 4.3).
+    pub fn non_confirmable(mut self) -> RequestBuilder {
+        self.confirmable = false;
+        self
+    }
+
+    fn add<E: std::error::Error + Send + Sync + 'static>(
+        mut self,
+        change: impl FnOnce(&mut OptionSet) -> Result<(), E>,
+    ) -> RequestBuilder {
+        if let Err(why) = change(&mut self.options) {
+            let error = Error::caused(ErrorKind::Configuration, format!("{}: {why}", self.target), why);
+            self.invalid.get_or_insert(error);
+        }
+        self
+    }
+
+    /// What is asked, and of whom, as an error names it.
+    fn name(&self) -> String {
+        let method = self.method.name().map_or_else(|| self.method.to_string(), str::to_owned);
+        format!("{method} {}", self.target)
+    }
+
+    async fn send(self) -> Result<Response, Error> {
+        if let Some(why) = &self.invalid {
+            return Err(why.clone());
+        }
+        let (waiter, answer) = oneshot::channel();
+        let pending = self.submit(waiter)?;
+        let outcome = answer.await;
+        drop(pending);
+        let request = format!("{} to {}", self.name(), self.session.name());
+        match outcome {
+            Ok(Ok(message)) => Response::read(message, request),
+            Ok(Err(why)) => Err(Error::caused(why.kind(), format!("{request}: {why}"), why)),
+            Err(_) => Err(Error::net_closed()),
+        }
+    }
+
+    /// Gives the request to the machine.
+    fn submit(&self, waiter: oneshot::Sender<Result<Vec<u8>, RequestError>>) -> Result<Pending, Error> {
+        let session = &self.session;
+        let sent = session.shared().with(|state, now| {
+            if state.check_open().is_err() {
+                return Err(CommandError::Closed);
+            }
+            let id = state.wait(Waiter::Response(waiter));
+            let request = net::Request {
+                code: self.method,
+                options: &self.options,
+                payload: &self.payload,
+                confirmable: self.confirmable,
+                deadline: now + self.timeout,
+            };
+            let sent = state.machine.request(now, session.id(), id, &request);
+            sent.map(|()| id).inspect_err(|_| {
+                state.forget(id);
+            })
+        });
+        match sent {
+            Ok(id) => Ok(Pending { shared: session.shared().clone(), session: session.id(), id }),
+            Err(why) => Err(session.command_error(&self.name(), why)),
+        }
+    }
+}
+
+impl IntoFuture for RequestBuilder {
+    type Output = Result<Response, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// Opaque data to be sent when it is awaited ([`Session::send`]).
+#[must_use = "data is sent when it is awaited"]
+pub struct DataBuilder(RequestBuilder);
+
+impl DataBuilder {
+    pub(crate) fn new(request: RequestBuilder) -> DataBuilder {
+        DataBuilder(request)
+    }
+
+    /// How long it may take from now to the answer. Default 30 s.
+    pub fn timeout(self, timeout: Duration) -> DataBuilder {
+        DataBuilder(self.0.timeout(timeout))
+    }
+}
+
+impl IntoFuture for DataBuilder {
+    type Output = Result<Bytes, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async { Ok(self.0.await?.ok()?.payload) })
+    }
+}
+
+/// A request under way; dropped before its answer, it is given up.
+struct Pending {
+    shared: Arc<Shared>,
+    session: SessionId,
+    id: RequestId,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.shared.with(|state, now| {
+            if state.forget(self.id) {
+                state.machine.cancel(now, self.session, self.id);
+            }
+        });
+    }
+}
+
+/// The peer's answer, whatever its code.
+#[derive(Clone)]
+pub struct Response {
+    /// 2.05 and the like; 4.xx and 5.xx are refusals.
+    pub code: Code,
+    /// The body.
+    pub payload: Bytes,
+    /// All options.
+    pub options: OptionSet,
+    /// To what it is the answer, for [`Response::ok`].
+    request: String,
+}
+
+impl Response {
+    fn read(message: Vec<u8>, request: String) -> Result<Response, Error> {
+        let (code, options, len) = {
+            let view = Message::parse(&message).map_err(|why| {
+                Error::caused(ErrorKind::Refused, format!("{request}: the answer is malformed: {why}"), why)
+            })?;
+            let mut options = OptionSet::new();
+            options.extend(view.options());
+            (view.code(), options, view.payload().len())
+        };
+        // The payload is the message's end: no need to copy it.
+        let start = message.len() - len;
+        Ok(Response { code, payload: Bytes::from(message).slice(start..), options, request })
+    }
+
+    /// Itself, or an error if the peer answered 4.xx or 5.xx.
+    ///
+    /// # Errors
+    /// `Refused`, with the code, and the peer's words where it sent some.
+    pub fn ok(self) -> Result<Response, Error> {
+        if !m2m_proto::error::is_refusal(self.code) {
+            return Ok(self);
+        }
+        let words =
+            self.text().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
+        Err(Error::refused(self.code, format!("{}: {}{words}", self.request, self.code)))
+    }
+
+    /// What the body is, where the peer said.
+    pub fn format(&self) -> Option<ContentFormat> {
+        format_of(&self.options)
+    }
+
+    /// The body as text, if it is UTF-8.
+    pub fn text(&self) -> Option<&str> {
+        std::str::from_utf8(&self.payload).ok()
+    }
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Response({:?}, {:?}, {} B)", self.code, self.options, self.payload.len())
+    }
+}
+
+pub(crate) fn format_of(options: &OptionSet) -> Option<ContentFormat> {
+    let value = m2m_proto::coap::option::decode_uint(options.get(OptionNumber::CONTENT_FORMAT)?)?;
+    u16::try_from(value).ok().map(ContentFormat)
+}

@@ -1,0 +1,286 @@
+//! A session as its user holds it.
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use m2m_proto::{
+    coap::code::Code,
+    error::{CloseReason, ConnectError, ErrorKind},
+    event::SessionId,
+    id::Id,
+    net,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    DataBuilder, Error, RequestBuilder,
+    net::shared::{Shared, Waiter},
+};
+
+/// How a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// The handshake is under way; requests wait.
+    Connecting,
+    /// Requests leave at once.
+    Up,
+    /// It never came up.
+    Failed(ConnectError),
+    /// It ended.
+    Closed(CloseReason),
+}
+
+/// Where a session's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Through this host.
+    Relay(Id),
+}
+
+impl From<net::Path> for Path {
+    fn from(path: net::Path) -> Path {
+        match path {
+            net::Path::Direct(address) => Path::Direct(address),
+            net::Path::Through(host) => Path::Relay(host),
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Direct(address) => write!(f, "direct, {address}"),
+            Path::Relay(host) => write!(f, "through host {host:?}"),
+        }
+    }
+}
+
+/// What is told of a session as it changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) peer: Id,
+    pub(crate) path: Path,
+    pub(crate) state: SessionState,
+}
+
+impl Standing {
+    pub(crate) fn connecting(peer: Id, path: Path) -> Standing {
+        Standing { peer, path, state: SessionState::Connecting }
+    }
+}
+
+/// A session with one peer. Clones are the same session; when the last is dropped, a session that this net opened
+/// closes.
+#[derive(Clone)]
+pub struct Session(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    id: SessionId,
+    standing: watch::Receiver<Standing>,
+    /// As the user named the peer.
+    name: String,
+    /// This net opened it, so it ends with its last handle.
+    is_ours: bool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.is_ours {
+            close(&self.shared, self.id);
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn dialled(
+        shared: Arc<Shared>,
+        id: SessionId,
+        standing: watch::Receiver<Standing>,
+        name: String,
+    ) -> Session {
+        Session(Arc::new(Handle { shared, id, standing, name, is_ours: true }))
+    }
+
+    /// A handle of a session that a peer opened.
+    pub(crate) fn look_at(shared: &Arc<Shared>, id: SessionId) -> Option<Session> {
+        let mut state = shared.look();
+        let info = state.machine.info(id)?;
+        let standing = Standing {
+            peer: info.peer,
+            path: info.path.into(),
+            state: if info.up { SessionState::Up } else { SessionState::Connecting },
+        };
+        let entry = state.sessions.entry(id).or_insert_with(|| watch::Sender::new(standing));
+        let standing = entry.subscribe();
+        drop(state);
+        let name = format!("{:?}", info.peer);
+        Some(Session(Arc::new(Handle { shared: shared.clone(), id, standing, name, is_ours: false })))
+    }
+
+    /// With whom. Before a session to "whichever net is at that address" is up, this is the zero id.
+    pub fn peer(&self) -> Id {
+        self.0.standing.borrow().peer
+    }
+
+    /// How it stands now.
+    pub fn state(&self) -> SessionState {
+        self.0.standing.borrow().state
+    }
+
+    /// Where its packets go, or went last.
+    pub fn path(&self) -> Path {
+        let info = self.0.shared.look().machine.info(self.0.id);
+        info.map_or(self.0.standing.borrow().path, |info| info.path.into())
+    }
+
+    /// The smoothed round trip, once measured.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.0.shared.look().machine.info(self.0.id)?.rtt
+    }
+
+    /// Waits until it is up.
+    ///
+    /// # Errors
+    /// `Unreachable`, `UnknownPeer`, `AuthenticationFailed`, `Refused`; `SessionLost` or `Closed` if it ended.
+    pub async fn up(&self) -> Result<(), Error> {
+        let mut standing = self.0.standing.clone();
+        let state = match standing.wait_for(|standing| standing.state != SessionState::Connecting).await {
+            Ok(standing) => standing.state,
+            // The sender went with the net.
+            Err(_) => return Err(Error::net_closed()),
+        };
+        match state {
+            SessionState::Up => Ok(()),
+            _ => Err(self.ended()),
+        }
+    }
+
+    /// Sends opaque bytes; the answer is what the peer's data handler returned.
+    pub fn send(&self, data: impl Into<Bytes>) -> DataBuilder {
+        DataBuilder::new(self.request(Code::POST, "").payload(data))
+    }
+
+    /// A GET request.
+    pub fn get(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::GET, path)
+    }
+
+    /// A POST request.
+    pub fn post(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::POST, path)
+    }
+
+    /// A PUT request.
+    pub fn put(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::PUT, path)
+    }
+
+    /// A DELETE request.
+    pub fn delete(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::DELETE, path)
+    }
+
+    /// A FETCH request.
+    pub fn fetch(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::FETCH, path)
+    }
+
+    /// A PATCH request.
+    pub fn patch(&self, path: impl AsRef<str>) -> RequestBuilder {
+        self.request(Code::PATCH, path)
+    }
+
+    /// A request with any method. `path` may hold a query: `/temp?unit=C`.
+    pub fn request(&self, method: Code, path: impl AsRef<str>) -> RequestBuilder {
+        RequestBuilder::new(self.clone(), method, path.as_ref())
+    }
+
+    /// Measures a round trip, without the peer's handlers.
+    ///
+    /// # Errors
+    /// `Timeout`: no answer came; those of [`Session::up`].
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        self.up().await?;
+        let (waiter, pong) = oneshot::channel();
+        let asked = self.shared().with(|state, now| {
+            let request = state.wait(Waiter::Pong(waiter));
+            let asked = state.machine.ping(now, self.id(), request);
+            asked.inspect_err(|_| {
+                state.forget(request);
+            })
+        });
+        asked.map_err(|why| self.command_error("ping", why))?;
+        match pong.await {
+            Ok(Some(rtt)) => Ok(rtt),
+            Ok(None) if self.state() == SessionState::Up => {
+                Err(Error::new(ErrorKind::Timeout, format!("ping to {}: no answer", self.0.name)))
+            }
+            Ok(None) => Err(self.ended()),
+            Err(_) => Err(Error::net_closed()),
+        }
+    }
+
+    /// Waits until it ends, and says why. One that never comes up ends too: closed here, or nobody answered.
+    pub async fn closed(&self) -> CloseReason {
+        let mut standing = self.0.standing.clone();
+        let over =
+            |standing: &Standing| !matches!(standing.state, SessionState::Connecting | SessionState::Up);
+        match standing.wait_for(over).await.map(|standing| standing.state) {
+            Ok(SessionState::Closed(why)) => why,
+            Ok(SessionState::Failed(why)) if why != ConnectError::Closed => CloseReason::Lost,
+            _ => CloseReason::Local,
+        }
+    }
+
+    /// Closes it: open requests fail, the peer is told. What was ready to leave leaves first.
+    pub async fn close(&self) {
+        close(self.shared(), self.id());
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.0.id
+    }
+
+    /// The peer as its user named it.
+    pub(crate) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Why nothing can be done in this session any more.
+    pub(crate) fn ended(&self) -> Error {
+        let name = &self.0.name;
+        match self.state() {
+            SessionState::Failed(why) => {
+                Error::caused(why.kind(), format!("no session with {name}: {why}"), why)
+            }
+            SessionState::Closed(why) => {
+                Error::new(why.kind(), format!("the session with {name} ended ({why}): connect again"))
+            }
+            SessionState::Connecting | SessionState::Up => Error::net_closed(),
+        }
+    }
+
+    pub(crate) fn command_error(&self, tried: &str, why: m2m_proto::error::CommandError) -> Error {
+        use m2m_proto::error::CommandError;
+        match why {
+            CommandError::Stale | CommandError::Closed => self.ended(),
+            why => Error::command(format_args!("{tried} to {}", self.0.name), why),
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({} {:?})", self.0.name, self.state())
+    }
+}
+
+fn close(shared: &Arc<Shared>, id: SessionId) {
+    shared.with(|state, now| state.machine.close(now, id));
+}

@@ -1,0 +1,8 @@
+//! Nets on real sockets of this machine.
+mod fixture;
+
+mod failures;
+mod hosts;
+mod lifetimes;
+mod many;
+mod requests;
