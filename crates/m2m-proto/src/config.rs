@@ -150,6 +150,8 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Datagrams that wait to leave. Default 4,096.
     pub outputs: usize,
+    /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6).
+    pub packets_per_key: u64,
 }
 
 impl Default for Limits {
@@ -171,6 +173,7 @@ impl Default for Limits {
             open_incoming: 64,
             answer_bytes: 64 << 10,
             outputs: 4_096,
+            packets_per_key: crate::session::KEY_LIMIT,
         }
     }
 }

@@ -421,7 +421,9 @@ impl Net {
         for session in through {
             self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
         }
-        self.hosts.clear();
+        for request in self.hosts.drain(..).flat_map(|host| host.waiting_lookups()) {
+            self.outputs.push_back(Output::Event(Event::Found { request, status: None }));
+        }
         for session in rest {
             self.end(now, session, CloseReason::Local, Some(crate::wire::frame::CloseCode::SHUTTING_DOWN));
         }

@@ -91,6 +91,11 @@ impl Host {
         }
     }
 
+    /// Questions that no host will answer any more.
+    pub(super) fn waiting_lookups(self) -> impl Iterator<Item = RequestId> {
+        self.lookups.into_iter().map(|(_, request, _)| request)
+    }
+
     fn session(&self) -> Option<SessionId> {
         match self.phase {
             Phase::Connecting(session) | Phase::Registering(session) | Phase::Registered(session) => {

@@ -25,6 +25,8 @@ use crate::{
 
 /// Hops that a RELAY frame of ours may make (protocol, section 10).
 pub(super) const HOP_LIMIT: u8 = 16;
+/// Packets that may still say goodbye when a key is spent.
+const LAST_WORDS: u64 = 64;
 /// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet at its largest.
 const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
 /// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
@@ -57,8 +59,8 @@ impl Net {
         let mem = self.mem(now);
         let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
         let (path, peer) = (session.path, session.peer);
-        if session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= KEY_LIMIT) {
-            self.end(now, id, CloseReason::KeyLimit, None);
+        if self.key_is_spent(session, 0) {
+            self.end(now, id, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
             return false;
         }
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
@@ -95,11 +97,12 @@ impl Net {
 
     /// Sends one frame by itself, now, to where the caller says.
     pub(super) fn send_frame(&mut self, now: Time, id: SessionId, path: Path, frame: &Frame<'_>) {
+        if self.table.get(id).is_none_or(|session| self.key_is_spent(session, LAST_WORDS)) {
+            return;
+        }
         let mut buffer = self.buffer();
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(secure) = session.secure.as_mut().filter(|secure| secure.next_pn().0 < KEY_LIMIT) else {
-            return;
-        };
+        let Some(secure) = session.secure.as_mut() else { return };
         let (peer, max_udp) = (session.peer, usize::from(session.max_udp));
         secure.begin(&mut buffer);
         frame.encode(&mut buffer);
@@ -115,6 +118,12 @@ impl Net {
             // Who only forwards hears no answers: the PING is asked there, with what else the session has ready.
             self.touch(id);
         }
+    }
+
+    /// True once the session's key has protected as many packets as it may, and `more`.
+    fn key_is_spent(&self, session: &Session, more: u64) -> bool {
+        let limit = self.config.limits.packets_per_key.min(KEY_LIMIT) + more;
+        session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= limit)
     }
 
     pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
@@ -146,6 +155,9 @@ impl Net {
 
     /// Sends a RELAY frame to a neighbour. Neighbours are reached straight: a hop never lies inside another.
     pub(super) fn send_hop(&mut self, now: Time, hop: SessionId, frame: &Frame<'_>) {
+        if self.table.get(hop).is_some_and(|session| session.is_up() && self.key_is_spent(session, 0)) {
+            return self.end(now, hop, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
+        }
         match self.table.get(hop).map(|session| session.path) {
             Some(path @ Path::Direct(_)) => self.send_frame(now, hop, path, frame),
             _ => self.stats.drop(Drop::NoRoute),
@@ -186,7 +198,9 @@ impl Net {
         }
         if let Some(code) = tell {
             // What is ready goes first: an answer given just before the close is not lost by it.
-            self.flush(now, id);
+            if why != CloseReason::KeyLimit {
+                self.flush(now, id);
+            }
             self.send_frame(now, id, path, &Frame::Close { code, text: "" });
         }
         self.leave(now, id, why);

@@ -276,6 +276,43 @@ fn a_shutdown_is_told_to_peers_behind_the_host_too() {
 }
 
 #[test]
+fn a_session_whose_key_is_spent_ends_with_words_on_both_sides() {
+    let mut world = World::new(13);
+    let mut config = World::config(2);
+    config.limits.packets_per_key = 100;
+    let (a, b) = (world.add(config), world.add(World::config(3)));
+    let to = world.address(b);
+    let session =
+        world.command(a, |net, now| net.connect(now, World::id(3), &key(3), Route::Direct(to)).unwrap());
+    for id in 0..120 {
+        if world.net(a).info(session).is_none_or(|info| !info.up && id > 0) {
+            break;
+        }
+        post(&mut world, a, session, id, b"x");
+        world.run(SECOND / 10);
+        while let Some((_, event)) = world.member(b).events.pop_front() {
+            match event {
+                // The close may have come right behind the request: then there is nobody left to answer.
+                Event::Request { incoming, .. } => world.command(b, |net, now| {
+                    net.respond(now, incoming, Code::CHANGED, &OptionSet::default(), b"").ok();
+                }),
+                Event::Closed { why, .. } => {
+                    assert_eq!(why, CloseReason::Peer(5));
+                    let at_a = world.wait_for(a, SECOND, |event| match event {
+                        Event::Closed { why, .. } => Some(*why),
+                        _ => None,
+                    });
+                    assert_eq!(at_a, CloseReason::KeyLimit);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+    panic!("the session went on beyond its key's limit");
+}
+
+#[test]
 fn the_net_at_an_address_tells_its_id() {
     let mut world = World::new(11);
     let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));
