@@ -205,6 +205,9 @@ pub struct Timers {
     pub ping_min: Duration,
     /// Longest keepalive interval. Default 110 s: below the 120 s of RFC 4787 REQ-5.
     pub ping_max: Duration,
+    /// Longest keepalive interval of the session with a host. Default 45 s, so that a net is back within a minute
+    /// after its host restarted without memory; a net on a battery may prefer `ping_max`'s 110 s.
+    pub host_ping_max: Duration,
     /// How long a session lives whose peer never pings. Default 24 h.
     pub session_idle: Duration,
     /// First wait before a lost host is tried again; doubles up to `host_retry_max`. Default 1 s.
@@ -224,6 +227,7 @@ impl Default for Timers {
             half_open: Duration::from_secs(5),
             ping_min: Duration::from_secs(25),
             ping_max: Duration::from_secs(110),
+            host_ping_max: Duration::from_secs(45),
             session_idle: Duration::from_secs(24 * 3600),
             host_retry_min: Duration::from_secs(1),
             host_retry_max: Duration::from_secs(30),

@@ -40,7 +40,8 @@ impl IncomingId {
     }
 }
 
-/// What the driver has to do next. [`Output::Timeout`] is always the last one.
+/// What the driver has to do next. [`Output::Timeout`] is always the last one. Exhaustive on purpose: a driver that
+/// overlooks a new kind should not compile.
 #[derive(Debug)]
 pub enum Output {
     /// Send these bytes there. Give the buffer back with `Net::recycle`.

@@ -38,7 +38,7 @@ use crate::{
     },
     session::{
         handshake::CookieSecret,
-        keys::{DhSecret, PeerKey, Role},
+        keys::{DhSecret, EphemeralSeed, PeerKey, Role},
     },
     stats::{Drop, Stats},
     time::{Duration, Time},
@@ -87,6 +87,14 @@ enum Origin {
 }
 
 impl Origin {
+    /// What came through a relay is from the one that the relay names, and from nobody else.
+    fn may_speak_for(self, peer: Id) -> bool {
+        match self {
+            Origin::Direct(_) => true,
+            Origin::Through { src, .. } => src == peer || peer == Id::ANY,
+        }
+    }
+
     fn path(self) -> Path {
         match self {
             Origin::Direct(address) => Path::Direct(address),
@@ -140,8 +148,8 @@ pub struct SessionInfo {
 pub struct Net {
     config: Config,
     rng: ChaCha12Rng,
-    /// Counts ephemerals, so that no two are the same whatever the generator does.
-    ephemerals: u64,
+    /// Apart from the generator, whose state may be read back to its beginning.
+    ephemerals: EphemeralSeed,
     cookie_secrets: [CookieSecret; 2],
     cookie_rotated: Time,
     hash_secret: u64,
@@ -167,7 +175,8 @@ impl Net {
     /// A net at rest. `seed` is the only randomness that the machine ever sees: the same seed and the same inputs give
     /// the same outputs, so in earnest it must come from the operating system, and never twice the same.
     pub fn new(config: Config, seed: [u8; 32], now: Time) -> Net {
-        let mut rng = ChaCha12Rng::from_seed(seed);
+        let ephemerals = EphemeralSeed::from_bytes(seed);
+        let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
         let (init, dh) = (config.limits.init_rate, config.limits.dh_rate);
         Net {
@@ -175,7 +184,7 @@ impl Net {
             cookie_secrets,
             cookie_rotated: now,
             rng,
-            ephemerals: 0,
+            ephemerals,
             born: now,
             unix_origin_ms: None,
             table: table::Table::default(),
@@ -257,8 +266,8 @@ impl Net {
                 self.on_short(now, origin, token, datagram);
             }
             Packet::Init(init) => self.on_init(now, origin, &init),
-            Packet::Resp(resp) => self.on_resp(now, &resp),
-            Packet::Cookie(cookie) => self.on_cookie(now, &cookie),
+            Packet::Resp(resp) => self.on_resp(now, origin, &resp),
+            Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
             _ => self.stats.drop(Drop::Kind),
         }
     }
@@ -431,7 +440,7 @@ impl Net {
 
     /// What is known of a session; `None` once it ended.
     pub fn info(&self, session: SessionId) -> Option<SessionInfo> {
-        let state = self.table.get(session)?;
+        let state = self.table.get(session).filter(|state| !matches!(state.state, State::Closing { .. }))?;
         Some(SessionInfo {
             peer: state.peer,
             initiator: state.role == Role::Initiator,
@@ -447,12 +456,9 @@ impl Net {
         self.finish_registration(now, session, outcome);
     }
 
-    /// A fresh ephemeral secret: from the generator, the net key and a counter, so that a generator that repeats itself
-    /// repeats no ephemeral of another net or of another handshake.
+    /// A fresh ephemeral secret.
     fn ephemeral(&mut self) -> DhSecret {
-        self.ephemerals += 1;
-        let random = fresh_secret(&mut self.rng);
-        DhSecret::from_bytes(self.config.key.ephemeral(&random, self.ephemerals))
+        self.ephemerals.next(&self.config.key)
     }
 
     /// A token that no session of this net has, marked with its shard.

@@ -22,6 +22,9 @@ pub const MAX_SHORT_OVERHEAD: usize = SHORT_OVERHEAD + 2;
 /// So many packets one key protects; then the session ends (protocol, section 4.2; RFC 9001, 6.6 allows 2^23).
 pub const KEY_LIMIT: u64 = 1 << 23;
 
+/// The bit of a short packet's first byte that tells the generation of keys.
+const KEY_PHASE: u8 = 0b0010_0000;
+
 /// What protects the packets of one session. Keys are kept raw and expanded at use, so that an idle session is small.
 pub struct Secure {
     root: Root,
@@ -69,6 +72,10 @@ impl Secure {
 
     /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window.
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
+        if packet.first().is_some_and(|first| first & KEY_PHASE != 0) {
+            // A generation of keys that was never agreed on (protocol, section 4.2).
+            return Err(OpenError::Forged);
+        }
         let largest = self.window.newest().unwrap_or_default();
         let window = &self.window;
         let (pn, plain) = self.open.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh)?;

@@ -84,14 +84,14 @@ impl Watch {
         }
     }
 
-    /// A net gets a datagram; `genuine` is the number of the one that it is an unchanged copy of.
+    /// A net gets a datagram; `genuine` is the number of the one that it is an unchanged copy of, and where that was sent.
     pub fn received(
         &mut self,
         now: Time,
         index: NetIndex,
         from: SocketAddr,
         bytes: &[u8],
-        genuine: Option<u64>,
+        genuine: Option<(u64, SocketAddr)>,
     ) {
         self.trace.line(
             now,
@@ -105,12 +105,14 @@ impl Watch {
         let account = self.accounts.entry((index, from)).or_default();
         account.received += bytes.len();
         let proves = bytes.first().is_some_and(|byte| byte & LONG == 0 || *byte == RESP);
-        // The first copy to arrive is the authentic one, wherever it came from; later ones are replays.
-        if let Some(serial) = genuine
+        // The first copy to arrive is the authentic one, wherever it came from; later ones are replays. Who made it has
+        // had the keys from here, so its own address is proven as well.
+        if let Some((serial, sender)) = genuine
             && self.delivered.insert(serial)
             && proves
         {
             account.is_trusted = true;
+            self.accounts.entry((index, sender)).or_default().is_trusted = true;
         }
     }
 
@@ -176,7 +178,7 @@ mod tests {
     #[test]
     fn nobody_is_sent_more_than_came_from_there() {
         let mut watch = Watch::default();
-        watch.received(Time::ZERO, NET, address(1), &[INIT; 104], Some(1));
+        watch.received(Time::ZERO, NET, address(1), &[INIT; 104], Some((1, address(1))));
         watch.sent(Time::ZERO, NET, address(1), &[RESP; 104]);
         assert_eq!(watch.violations, [""; 0]);
         watch.sent(Time::ZERO, NET, address(1), &[RESP; 1]);
@@ -186,8 +188,8 @@ mod tests {
     #[test]
     fn the_first_copy_of_a_short_packet_proves_an_address_and_a_replay_does_not() {
         let mut watch = Watch::default();
-        watch.received(Time::ZERO, NET, address(1), &[0x41; 30], Some(1));
-        watch.received(Time::ZERO, NET, address(2), &[0x41; 30], Some(1));
+        watch.received(Time::ZERO, NET, address(1), &[0x41; 30], Some((1, address(1))));
+        watch.received(Time::ZERO, NET, address(2), &[0x41; 30], Some((1, address(1))));
         watch.received(Time::ZERO, NET, address(3), &[0x41; 30], None);
         for n in 1..=3 {
             watch.sent(Time::ZERO, NET, address(n), &[0x41; 100]);

@@ -83,7 +83,7 @@ struct Flying {
     from: SocketAddr,
     bytes: Vec<u8>,
     /// The number of the datagram that it is an unchanged copy of, on its way to where it was sent.
-    genuine: Option<u64>,
+    genuine: Option<(u64, SocketAddr)>,
 }
 
 /// So many datagrams an eavesdropper remembers.
@@ -295,16 +295,16 @@ impl World {
         if is_cut || self.chance(self.faults.loss) {
             return;
         }
-        self.fly(from, to, bytes, Some(serial));
+        self.fly(from, to, bytes, Some((serial, from)));
         if self.chance(self.faults.duplicate) {
-            self.fly(from, to, bytes, Some(serial));
+            self.fly(from, to, bytes, Some((serial, from)));
         }
     }
 
     /// Puts a datagram on the wire that an eavesdropper made of one that it saw.
     pub fn replay(&mut self, seen: &Seen, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let is_unchanged = to == seen.to && bytes == seen.bytes;
-        self.fly(from, to, bytes, is_unchanged.then_some(seen.serial));
+        self.fly(from, to, bytes, is_unchanged.then_some((seen.serial, seen.from)));
     }
 
     /// Puts a datagram on the wire, whoever made it.
@@ -312,7 +312,13 @@ impl World {
         self.fly(from, to, bytes, None);
     }
 
-    fn fly(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], mut genuine: Option<u64>) {
+    fn fly(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8],
+        mut genuine: Option<(u64, SocketAddr)>,
+    ) {
         let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
         let arrival = self.now + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
         let mut bytes = bytes.to_vec();

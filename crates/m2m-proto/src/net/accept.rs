@@ -28,7 +28,7 @@ const COOKIE_ROTATION: Duration = Duration::from_secs(120);
 /// What the table of half-open handshakes says of an INIT.
 enum Standing {
     New,
-    Again([u8; 104]),
+    Again(SessionId, [u8; 104]),
     /// The slot, or all of this peer's, are taken.
     Crowded,
 }
@@ -48,7 +48,8 @@ impl Net {
         }
         let source = match origin {
             Origin::Direct(address) => source_key(address, self.hash_secret),
-            Origin::Through { neighbour, .. } => self.hash_id(neighbour),
+            // The neighbour vouches for its guests, so each has a budget of its own.
+            Origin::Through { src, .. } => self.hash_id(src),
         };
         if !self.init_budget.take(source, now, 1) {
             return self.stats.drop(Drop::OverBudget);
@@ -65,7 +66,14 @@ impl Net {
 
         let proven = self.cookie_is_valid(now, origin, init);
         match self.standing(init) {
-            Standing::Again(resp) => return self.send_back(now, origin, init.src, &resp),
+            Standing::Again(id, resp) => {
+                if let Some(State::HalfOpen(half_open)) =
+                    self.table.get_mut(id).map(|session| &mut session.state)
+                {
+                    half_open.answered_to(origin.path());
+                }
+                return self.send_back(now, origin, init.src, &resp);
+            }
             Standing::Crowded if !proven => return self.send_cookie(now, origin, init, &pair),
             _ => {}
         }
@@ -85,12 +93,12 @@ impl Net {
 
     fn standing(&self, init: &Init<'_>) -> Standing {
         let mut open = 0;
-        for (_, session) in self.table.of_peer(init.src) {
+        for (id, session) in self.table.of_peer(init.src) {
             let State::HalfOpen(half_open) = &session.state else { continue };
             open += 1;
             if half_open.stoken == init.stoken {
                 return match half_open.ephemeral == *init.ephemeral {
-                    true => Standing::Again(half_open.resp),
+                    true => Standing::Again(id, half_open.resp),
                     false => Standing::Crowded,
                 };
             }
@@ -144,6 +152,7 @@ impl Net {
             stoken: init.stoken,
             ephemeral: *init.ephemeral,
             resp,
+            answered: [Some(origin.path()), None, None, None],
             expires: now + self.config.timers.half_open,
         };
         let id = self.table.insert(Session {
@@ -181,40 +190,51 @@ impl Net {
     }
 
     /// The first packet under the new keys: the peer is who it says, and it is there.
-    pub(super) fn confirm(&mut self, now: Time, id: SessionId, origin: Origin) {
-        let Some(session) = self.table.get_mut(id) else { return };
+    pub(super) fn confirm(&mut self, now: Time, id: SessionId, origin: Origin) -> bool {
+        let Some(session) = self.table.get_mut(id) else { return false };
+        let State::HalfOpen(half_open) = &session.state else { return false };
+        // A copy of this packet from elsewhere moves nothing.
+        let Some(path) = half_open.proven_path(origin.path()) else {
+            self.stats.drop(Drop::BadHandshake);
+            return false;
+        };
+        session.path = path;
         session.state = State::Up;
-        session.path = origin.path();
         session.last_heard = now;
         let peer = session.peer;
         self.table.confirmed();
         self.event(Event::Accepted { session: id, peer });
-        self.evict_beyond_cap(now, id, peer);
         self.arm(id);
+        true
     }
 
-    fn evict_beyond_cap(&mut self, now: Time, newest: SessionId, peer: Id) {
-        let up = self.table.of_peer(peer).filter(|(_, session)| session.is_up());
-        let (count, longest_silent) =
-            up.fold((0, None), |(count, longest): (usize, Option<(Time, SessionId)>), (id, session)| {
-                let heard = session.last_heard;
-                (
-                    count + 1,
-                    if longest.is_none_or(|(time, _)| heard < time) { Some((heard, id)) } else { longest },
-                )
-            });
+    /// Keeps a peer's sessions within their cap, once what the newest brought has acted. Those that hold a registration,
+    /// or wait for one, stay: whoever only has our key could else drive the device that owns the id out of it.
+    pub(super) fn evict_beyond_cap(&mut self, now: Time, newest: SessionId) {
+        let Some(peer) = self.table.get(newest).map(|session| session.peer) else { return };
+        let mut count = 0;
+        let mut longest_silent: Option<(Time, SessionId)> = None;
+        for (id, session) in self.table.of_peer(peer).filter(|(_, session)| session.is_up()) {
+            count += 1;
+            let heard = session.last_heard;
+            if !session.is_registrant() && longest_silent.is_none_or(|(time, _)| heard < time) {
+                longest_silent = Some((heard, id));
+            }
+        }
         if count <= self.config.limits.sessions_per_peer {
             return;
         }
-        match longest_silent {
-            Some((heard, id)) if now.since(heard) > RECENTLY_HEARD => {
-                self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
-            }
+        let newest_may_go = self.table.get(newest).is_some_and(|session| !session.is_registrant());
+        let victim = match longest_silent {
             // All were heard lately, so the one that has just come up has to go.
-            _ => {
+            Some((heard, _)) if now.since(heard) <= RECENTLY_HEARD && newest_may_go => {
                 self.stats.drop(Drop::TableFull);
-                self.end(now, newest, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
+                Some(newest)
             }
+            silent => silent.map(|(_, id)| id),
+        };
+        if let Some(id) = victim {
+            self.end(now, id, CloseReason::Evicted, Some(crate::wire::frame::CloseCode::TABLE_FULL));
         }
     }
 

@@ -2,7 +2,7 @@
 use alloc::{boxed::Box, vec::Vec};
 
 use super::{
-    Net,
+    Net, Origin,
     session::{Ask, Connecting, Control, Keepalive, LookupFor, Path, Proof, Session, State},
 };
 use crate::{
@@ -104,6 +104,7 @@ impl Net {
     pub(super) fn send_init(&mut self, now: Time, id: SessionId) {
         let path = self.table.get(id).map(|session| session.path);
         let waits_for_host = path.is_some_and(|path| !self.can_send(&path));
+        let refused = matches!(path, Some(Path::Through(host)) if waits_for_host && self.has_refused(host));
         if waits_for_host && let Some(Path::Through(host)) = path {
             self.wait_for_host(host, id);
         }
@@ -112,6 +113,7 @@ impl Net {
         let State::Connecting(connecting) = &mut session.state else { return };
         if now >= connecting.deadline {
             let why = match (waits_for_host, connecting.online) {
+                (true, _) if refused => ConnectError::HostRefused,
                 (true, _) => ConnectError::HostUnreachable,
                 (false, Some(true)) if connecting.sent >= INITS_FOR_A_VERDICT => {
                     ConnectError::AuthenticationFailed
@@ -124,6 +126,10 @@ impl Net {
         if waits_for_host || now < connecting.next {
             // The host's return wakes it (`wake_waiting`).
             connecting.next = if waits_for_host { Time::NEVER } else { connecting.next };
+            if refused {
+                // Nothing to wait for; the user is told at the next tick, once it holds the session's handle.
+                connecting.deadline = now;
+            }
             return self.arm(id);
         }
         if connecting.sent == 0 {
@@ -150,9 +156,12 @@ impl Net {
         Duration::from_micros(u64::from(self.rng.next_u32() % 100_000))
     }
 
-    pub(super) fn on_resp(&mut self, now: Time, resp: &Resp<'_>) {
+    pub(super) fn on_resp(&mut self, now: Time, origin: Origin, resp: &Resp<'_>) {
         let Some(id) = self.table.by_token(resp.stoken) else { return self.stats.drop(Drop::UnknownToken) };
-        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(session) = self.table.get_mut(id).filter(|session| origin.may_speak_for(session.peer))
+        else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
         let State::Connecting(connecting) = &session.state else {
             // The answer to a repeated INIT, while the first one's made the session.
             return self.stats.drop(Drop::Replayed);
@@ -199,9 +208,12 @@ impl Net {
     }
 
     /// The responder wants to see that we are where our INIT said: the same INIT goes again, with its cookie.
-    pub(super) fn on_cookie(&mut self, now: Time, cookie: &CookieReply<'_>) {
+    pub(super) fn on_cookie(&mut self, now: Time, origin: Origin, cookie: &CookieReply<'_>) {
         let Some(id) = self.table.by_token(cookie.stoken) else { return self.stats.drop(Drop::UnknownToken) };
-        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(session) = self.table.get_mut(id).filter(|session| origin.may_speak_for(session.peer))
+        else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
         let State::Connecting(connecting) = &mut session.state else {
             return self.stats.drop(Drop::Replayed);
         };
@@ -218,12 +230,17 @@ impl Net {
     }
 
     /// NO_ROUTE came for a packet to `dst`: handshakes to it that wait for that very packet's answer need not go on.
-    pub(super) fn on_no_route(&mut self, now: Time, dst: Id, packet: [u8; 8]) {
+    pub(super) fn on_no_route(&mut self, now: Time, from: SessionId, dst: Id, packet: [u8; 8]) {
+        // Only the neighbour that such a packet left through can say so.
+        let Some(neighbour) = self.table.get(from).map(|session| session.peer) else { return };
         let hopeless: Option<SessionId> = self
             .table
             .of_peer(dst)
             .find(|(_, session)| match &session.state {
-                State::Connecting(connecting) => connecting.init.last_chunk::<8>() == Some(&packet),
+                State::Connecting(connecting) => {
+                    session.path == Path::Through(neighbour)
+                        && connecting.init.last_chunk::<8>() == Some(&packet)
+                }
                 _ => false,
             })
             .map(|(id, _)| id);

@@ -27,9 +27,7 @@ impl Net {
     pub(super) fn on_short(&mut self, now: Time, origin: Origin, token: Token, datagram: &mut [u8]) {
         let Some(id) = self.table.by_token(token) else { return self.stats.drop(Drop::UnknownToken) };
         let Some(session) = self.table.get_mut(id) else { return };
-        if let Origin::Through { src, .. } = origin
-            && src != session.peer
-        {
+        if !origin.may_speak_for(session.peer) {
             return self.stats.drop(Drop::BadHandshake);
         }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
@@ -38,10 +36,12 @@ impl Net {
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
             Err(_) => return self.stats.drop(Drop::BadSeal),
         };
-        match session.state {
-            State::HalfOpen(_) => self.confirm(now, id, origin),
-            State::Closing { .. } => return self.answer_closed(now, id, origin, plain),
-            _ => {}
+        let is_first = matches!(session.state, State::HalfOpen(_));
+        if matches!(session.state, State::Closing { .. }) {
+            return self.answer_closed(now, id, origin, plain);
+        }
+        if is_first && !self.confirm(now, id, origin) {
+            return;
         }
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
@@ -61,6 +61,9 @@ impl Net {
         if let Some(data) = challenge {
             // One for a packet: its source may be forged, and whoever lives there must not get more than was sent.
             self.send_frame(now, id, origin.path(), &Frame::PathResponse(data));
+        }
+        if is_first {
+            self.evict_beyond_cap(now, id);
         }
         self.touch(id);
         self.arm(id);
@@ -141,7 +144,7 @@ impl Net {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }
             Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
-                self.on_no_route(now, dst, packet);
+                self.on_no_route(now, id, dst, packet);
             }
             // What this version specifies and does not act on yet, and what a later one will bring.
             _ => self.stats.drop(Drop::Kind),

@@ -335,6 +335,10 @@ impl Net {
         let Some(path) = self.table.get(id).map(|session| session.path) else { return };
         let frame = crate::wire::frame::Frame::Close { code: CloseCode::DONE, text: "" };
         self.send_frame(now, id, path, &frame);
+        let asks = self.table.get_mut(id).map(|session| core::mem::take(&mut session.control.asks));
+        for ask in asks.unwrap_or_default() {
+            self.ask_failed(ask.what);
+        }
         self.forget(now, id);
     }
 
@@ -400,12 +404,22 @@ impl Net {
         0.8 + (self.rng.next_u32() % 400) as f32 / 1000.0
     }
 
+    /// True if this host said no, and has not been asked again yet.
+    pub(super) fn has_refused(&self, host: Id) -> bool {
+        self.hosts.iter().any(|known| known.id == host && known.phase == Phase::Refused)
+    }
+
     /// Notes that a handshake waits until its host is back.
     pub(super) fn wait_for_host(&mut self, host: Id, session: SessionId) {
-        if let Some(host) = self.hosts.iter_mut().find(|known| known.id == host)
-            && host.waiting.len() < MAX_WAITING
-            && !host.waiting.contains(&session)
-        {
+        let table = &self.table;
+        let Some(host) = self.hosts.iter_mut().find(|known| known.id == host) else { return };
+        if host.waiting.contains(&session) {
+            return;
+        }
+        if host.waiting.len() >= MAX_WAITING {
+            host.waiting.retain(|waiting| table.get(*waiting).is_some());
+        }
+        if host.waiting.len() < MAX_WAITING {
             host.waiting.push_back(session);
         }
     }

@@ -73,11 +73,24 @@ impl Net {
             return;
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
-        let allowed =
-            session.role == Role::Responder && !peer.is_reserved() && peer != self.config.id && !mesh;
+        let is_neighbour = matches!(session.path, super::Path::Direct(_));
+        let allowed = is_neighbour
+            && session.role == Role::Responder
+            && !peer.is_reserved()
+            && peer != self.config.id
+            && !mesh;
         if !allowed || (guest.proven.is_none() && !asked.ephemeral) {
             return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
         }
+        if !self.registry.has_room(&peer) {
+            return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0);
+        }
+        if let Some(unix) = self.unix_ms(now)
+            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
+        {
+            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
+        }
+        let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
         if guest.registered && (guest.claimed || asked.ephemeral) {
             // The store was asked when this session registered first.
             return self.bind(now, id, asked);
@@ -108,17 +121,17 @@ impl Net {
 
     fn bind(&mut self, now: Time, id: SessionId, asked: Registering) {
         let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
-        if let Some(unix) = self.unix_ms(now)
-            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
-        {
-            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
-        }
         let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
         let lease =
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
-        match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch }) {
+        let claimed =
+            self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
+        match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);
+            }
+            Bound::Claimed => {
+                return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
             }
             Bound::Full => return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0),
             Bound::Replaced(older) => {

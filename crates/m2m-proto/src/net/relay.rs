@@ -77,12 +77,12 @@ impl Net {
                 false => Verdict::Ignore(Drop::NotMine),
             };
         };
+        if relayed.dst == own {
+            return Verdict::Mine(relayed.src);
+        }
         let len = relayed.inner.len() as u32;
         if !guest.out_packets.take(now, 1) || !guest.out_bytes.take(now, len) {
             return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
-        }
-        if relayed.dst == own {
-            return Verdict::Mine(relayed.src);
         }
         if !self.config.relay {
             return Verdict::Ignore(Drop::NotMine);

@@ -60,7 +60,27 @@ pub(crate) struct HalfOpen {
     pub(crate) ephemeral: [u8; 32],
     /// The answer, for INITs that come again.
     pub(crate) resp: [u8; 104],
+    /// Where the answer went to, the latest first.
+    pub(crate) answered: [Option<Path>; 4],
     pub(crate) expires: Time,
+}
+
+impl HalfOpen {
+    pub(crate) fn answered_to(&mut self, path: Path) {
+        if !self.answered.contains(&Some(path)) {
+            self.answered.rotate_right(1);
+            self.answered[0] = Some(path);
+        }
+    }
+
+    /// Where the peer is that sent the first packet, which `path` brought: whoever could make it had our RESP, and RESP
+    /// went to few places. None if it came from none of them, and it could be any.
+    pub(crate) fn proven_path(&self, path: Path) -> Option<Path> {
+        match self.answered {
+            [only, None, ..] => only,
+            several => several.contains(&Some(path)).then_some(path),
+        }
+    }
 }
 
 pub(crate) struct Session {
@@ -243,6 +263,11 @@ impl Session {
             Some(guest) if guest.registered => self.last_heard + guest.lease,
             _ => Time::NEVER,
         }
+    }
+
+    /// True for a session that an id is registered through, or will be if the store agrees.
+    pub(crate) fn is_registrant(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.registered || guest.waiting.is_some())
     }
 
     pub(crate) fn is_up(&self) -> bool {

@@ -153,7 +153,9 @@ impl Net {
 
     /// The longest ping interval of a session: never so long that its registration could lapse between two.
     pub(super) fn ping_cap(&self, id: SessionId) -> Duration {
-        let max = self.config.timers.ping_max;
+        let timers = &self.config.timers;
+        let is_host = self.table.get(id).is_some_and(|session| session.host.is_some());
+        let max = if is_host { timers.ping_max.min(timers.host_ping_max) } else { timers.ping_max };
         let lease = self.table.get(id).and_then(|session| self.hosts.get(session.host?)?.lease);
         lease.map_or(max, |lease| max.min(lease / 3).max(Duration::from_secs(1)))
     }

@@ -10,6 +10,8 @@ pub struct Registration {
     pub session: SessionId,
     /// Which of the device's registrations this is: the highest counts.
     pub epoch: Epoch,
+    /// It was made with a proven claim to the id. One without never stands in the way of one with.
+    pub claimed: bool,
 }
 
 /// What became of a REGISTER.
@@ -23,6 +25,8 @@ pub enum Bound {
     Replaced(SessionId),
     /// A newer one stands, with this epoch.
     Stale(Epoch),
+    /// One that rests on a claim stands, and this one does not.
+    Claimed,
     /// The table is full.
     Full,
 }
@@ -66,12 +70,21 @@ impl Registry {
                 Bound::New
             }
             Some(there) if there.session == new.session && new.epoch >= there.epoch => {
-                *there = new;
+                *there = Registration { claimed: there.claimed || new.claimed, ..new };
                 Bound::Refreshed
+            }
+            Some(there) if there.claimed && !new.claimed => Bound::Claimed,
+            Some(there) if new.claimed && !there.claimed => {
+                Bound::Replaced(core::mem::replace(there, new).session)
             }
             Some(there) if new.epoch > there.epoch => Bound::Replaced(core::mem::replace(there, new).session),
             Some(there) => Bound::Stale(there.epoch),
         }
+    }
+
+    /// True if this id is registered, or could be.
+    pub fn has_room(&self, id: &Id) -> bool {
+        self.bindings.len() < self.capacity || self.bindings.contains_key(id)
     }
 
     /// Ends the registration of an id if it hangs on this session; a newer one stays.
@@ -92,7 +105,7 @@ mod tests {
     const ID: Id = Id([2; 16]);
 
     fn registration(slot: u32, epoch: u64) -> Registration {
-        Registration { session: SessionId { slot, generation: 0 }, epoch: Epoch(epoch) }
+        Registration { session: SessionId { slot, generation: 0 }, epoch: Epoch(epoch), claimed: true }
     }
 
     #[test]
@@ -103,6 +116,16 @@ mod tests {
         assert_eq!(registry.bind(ID, registration(2, 10)), Bound::Stale(Epoch(10)));
         assert_eq!(registry.bind(ID, registration(2, 11)), Bound::Replaced(registration(1, 0).session));
         assert_eq!(registry.bind(ID, registration(1, 10)), Bound::Stale(Epoch(11)));
+    }
+
+    #[test]
+    fn a_claimed_registration_replaces_one_without_a_claim_whatever_the_epochs_and_never_the_other_way_round()
+    {
+        let squatter = Registration { claimed: false, ..registration(1, 1_000) };
+        let mut registry = Registry::new(8);
+        registry.bind(ID, squatter);
+        assert_eq!(registry.bind(ID, registration(2, 10)), Bound::Replaced(squatter.session));
+        assert_eq!(registry.bind(ID, squatter), Bound::Claimed);
     }
 
     #[test]

@@ -76,12 +76,6 @@ impl NetKey {
         PairKey(*expand(&self.prk, &[b"m2m/1 peer", &initiator.0, &responder.0]))
     }
 
-    /// An ephemeral secret: from random bytes, this key and a counter, so that a generator that repeats itself, on this
-    /// net or on two of the same image, repeats no ephemeral.
-    pub fn ephemeral(&self, random: &[u8; 32], counter: u64) -> [u8; 32] {
-        *expand(&extract(&self.prk, &[random]), &[b"m2m/1 ephemeral", &counter.to_be_bytes()])
-    }
-
     /// A secret for one other purpose; `label` must not be one that this module uses.
     pub fn derive(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
         expand(&self.prk, &[label])
@@ -90,6 +84,31 @@ impl NetKey {
     /// The secret of the device key of a net that can store none.
     fn device_secret(&self, id: Id) -> Zeroizing<[u8; 32]> {
         expand(&self.prk, &[b"m2m/1 device", &id.0])
+    }
+}
+
+/// Where a net's ephemeral secrets come from: each is made of the seed and the net key, so that no two nets share one
+/// whatever their seeds, and then the seed is replaced by what it leads to. Who reads the memory later learns none of
+/// those that were (fast key erasure).
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct EphemeralSeed([u8; 32]);
+
+impl EphemeralSeed {
+    /// Starts from 32 random bytes.
+    pub fn from_bytes(random: [u8; 32]) -> EphemeralSeed {
+        EphemeralSeed(random)
+    }
+
+    /// The next ephemeral secret.
+    pub fn next(&mut self, key: &NetKey) -> DhSecret {
+        let secret = expand(&extract(&key.prk, &[&self.0]), &[b"m2m/1 ephemeral"]);
+        self.0 = *expand(&self.0, &[b"m2m/1 next"]);
+        DhSecret::from_bytes(*secret)
+    }
+
+    /// A seed for something else, which tells nothing of this one.
+    pub fn derive(&self, label: &[u8]) -> [u8; 32] {
+        *expand(&self.0, &[label])
     }
 }
 
