@@ -7,3 +7,4 @@ mod packets;
 mod registration;
 mod relay;
 mod rig;
+mod squatters;
