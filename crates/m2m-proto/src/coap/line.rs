@@ -6,7 +6,10 @@
 //! 1. [`Line::request`], [`Line::respond`] and [`Line::notify`] take messages in, [`Line::handle_message`] what came
 //!    from the peer, [`Line::handle_timeout`] the time;
 //! 2. after each of these, [`Line::poll_message`] until it has nothing more, each message followed by
-//!    [`Line::sent_in`] once it is in a packet; then [`Line::poll_event`]; then a timer for [`Line::next_timeout`].
+//!    [`Line::sent_in`] once it is in a packet, or by [`Line::fail_front`] if no packet can take it; then
+//!    [`Line::poll_event`]; then a timer for [`Line::next_timeout`].
+//!
+//! What the session's packets take is told by [`Line::limit_messages`] once it is known, and whenever it shrinks.
 //!
 //! What it promises: a confirmable request reaches the other side's handler once if it is answered, at most once if
 //! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
