@@ -22,15 +22,17 @@ pub struct LineConfig {
     pub max_message: usize,
     /// Messages that may wait for the window. Default 256.
     pub max_waiting: usize,
-    /// Bytes that may wait for the window. Default 64 KiB.
+    /// Bytes that may wait for the window. Default 256 KiB.
     pub max_waiting_bytes: usize,
     /// Requests without their response, those that wait included. Default 1024.
     pub max_requests: usize,
-    /// Requests of the peer that wait for our answer; more are told 4.29. Default 256.
+    /// Requests of the peer that wait for our answer, and separate responses that it hasn't acknowledged; more requests
+    /// are told 4.29. Default 64.
     pub max_incoming: usize,
     /// Answers kept for repeated requests. Default 256, as many as the peer can ask for again.
     pub max_answers: usize,
-    /// Bytes of answers kept for repeated requests. Default 64 KiB.
+    /// Bytes of answers kept for repeated requests. With as many in separate responses that the peer hasn't
+    /// acknowledged, its requests are told 4.29. Default 64 KiB.
     pub max_answer_bytes: usize,
     /// How long an answer is kept. Default 247 s (RFC 7252 section 4.8.2 EXCHANGE_LIFETIME).
     pub answer_lifetime: Duration,
@@ -48,9 +50,9 @@ impl Default for LineConfig {
             window: 16,
             max_message: 1152,
             max_waiting: 256,
-            max_waiting_bytes: 64 * 1024,
+            max_waiting_bytes: 256 * 1024,
             max_requests: 1024,
-            max_incoming: 256,
+            max_incoming: 64,
             max_answers: MID_WINDOW,
             max_answer_bytes: 64 * 1024,
             answer_lifetime: Duration::from_secs(247),
@@ -207,6 +209,8 @@ pub enum Failure {
     SessionLost,
     /// It never left, as others were before it. It did not run.
     NotSent,
+    /// It never left, as it fits into no packet of this session. It did not run.
+    TooLarge,
 }
 
 impl fmt::Display for Failure {
@@ -216,6 +220,7 @@ impl fmt::Display for Failure {
             Failure::Reset => "the peer rejected it: it did not run",
             Failure::SessionLost => "session lost: it may have run",
             Failure::NotSent => "not sent: it did not run",
+            Failure::TooLarge => "too large for a packet of this session: it did not run",
         })
     }
 }

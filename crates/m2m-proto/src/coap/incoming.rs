@@ -12,8 +12,10 @@
 //! *Marks* (one bit for each of the last 256 Message IDs) outlive the answers: what was handled is never handled
 //! again, even if its answer had to be given up.
 use super::{
+    code::Code,
     message::{MessageToken, Mid},
     pool::Pool,
+    writer::cut_to_code,
 };
 use crate::time::{Duration, Time};
 use alloc::{collections::VecDeque, vec::Vec};
@@ -355,6 +357,29 @@ impl Incoming {
     pub(super) fn left(&mut self, id: IncomingId) {
         if let Some(Slot { state: State::Answered { is_leaving, .. }, .. }) = self.get_mut(id) {
             *is_leaving = false;
+        }
+    }
+
+    /// Cuts the answer of `id` to an error. False if that makes it no shorter.
+    pub(super) fn cut_answer(&mut self, id: IncomingId) -> bool {
+        let Some(Slot { state: State::Answered { bytes, .. }, .. }) = self.get_mut(id) else { return false };
+        let before = bytes.len();
+        let is_cut = cut_to_code(bytes, Code::INTERNAL_SERVER_ERROR);
+        let saved = before - bytes.len();
+        self.answer_bytes -= saved;
+        is_cut
+    }
+
+    /// Cuts each answer of more than `max_len` bytes to an error.
+    pub(super) fn cut_answers(&mut self, max_len: usize) {
+        for slot in &mut self.slots {
+            if let State::Answered { bytes, .. } = &mut slot.state
+                && bytes.len() > max_len
+            {
+                self.answer_bytes -= bytes.len();
+                cut_to_code(bytes, Code::INTERNAL_SERVER_ERROR);
+                self.answer_bytes += bytes.len();
+            }
         }
     }
 

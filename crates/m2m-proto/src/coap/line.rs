@@ -6,29 +6,32 @@
 //! 1. [`Line::request`], [`Line::respond`] and [`Line::notify`] take messages in, [`Line::handle_message`] what came
 //!    from the peer, [`Line::handle_timeout`] the time;
 //! 2. after each of these, [`Line::poll_message`] until it has nothing more, each message followed by
-//!    [`Line::sent_in`] once it is in a packet; then [`Line::poll_event`]; then a timer for [`Line::next_timeout`].
+//!    [`Line::sent_in`] once it is in a packet, or by [`Line::fail_front`] if no packet can take it; then
+//!    [`Line::poll_event`]; then a timer for [`Line::next_timeout`].
+//!
+//! What the session's packets take is told by [`Line::limit_messages`] once it is known, and whenever it shrinks.
 //!
 //! What it promises: a confirmable request reaches the other side's handler once if it is answered, at most once if
 //! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
 use super::{
-    code::Code,
     exchange::{
-        Context, Failure, Handled, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound,
-        Outcome, RequestId, RequestParts, ResponseParts,
+        Context, Failure, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound, RequestId,
+        RequestParts, ResponseParts,
     },
-    incoming::{AnswerForm, Incoming, Ring, Seen},
-    message::{Message, MessageToken, MessageType, Mid},
-    option::OptionNumber,
+    incoming::{AnswerForm, Incoming, Ring},
+    message::{MessageToken, MessageType, Mid},
     outgoing::{Progress, Purpose, Request},
     retransmit::RttEstimator,
     writer::MessageWriter,
 };
 use crate::time::{Duration, Time};
 use alloc::{boxed::Box, vec::Vec};
-use busy::{Busy, Ready, encode, encode_overload};
+use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
+mod fit;
+mod receive;
 
 pub use super::incoming::MID_WINDOW;
 
@@ -188,27 +191,6 @@ impl Line {
         Ok(Some(mid))
     }
 
-    /// Takes in a message of the peer. Each packet must come here once: that non-confirmable messages run once is
-    /// the packets' replay protection.
-    pub fn handle_message(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
-        let code = message.code();
-        match message.kind() {
-            MessageType::Con if code.is_request() => {
-                Handled::only(self.handle_confirmable_request(cx, message))
-            }
-            MessageType::Con if code.is_response() => self.handle_separate_response(cx, message),
-            MessageType::Con => {
-                // A ping (RFC 7252 section 4.3).
-                self.busy(cx).push_empty(MessageType::Rst, message.mid());
-                Handled::only(Outcome::Done)
-            }
-            MessageType::Non if code.is_request() => Handled::only(self.handle_non_request(cx, message)),
-            MessageType::Non => self.handle_non_response(cx, message),
-            MessageType::Ack => self.handle_acknowledgement(cx, message),
-            MessageType::Rst => self.handle_reset(cx, message),
-        }
-    }
-
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
         let busy = self.busy.as_deref_mut()?;
@@ -251,8 +233,7 @@ impl Line {
                     open.jitter = cx.rng.next_u32();
                 }
                 open.first_packet = open.first_packet.or(Some(packet));
-                open.due = cx.now + open.rto(&self.rtt, cx.config.initial_rto);
-                open.transmissions = open.transmissions.saturating_add(1);
+                open.count_transmission(cx.now, &self.rtt, cx.config.initial_rto);
                 self.timer = self.timer.min(open.due);
             }
         }
@@ -359,148 +340,6 @@ impl Line {
     /// Takes a round trip into account that others measured in this session.
     pub fn add_round_trip(&mut self, now: Time, round_trip: Duration) {
         self.rtt.sample(now, round_trip);
-    }
-
-    fn handle_confirmable_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
-        let mid = message.mid();
-        match self.ring.look(mid) {
-            Seen::TooOld => return Outcome::TooOld,
-            Seen::Before => return self.busy(cx).repeat(mid),
-            Seen::Never => self.ring.mark(mid),
-        }
-        let serial = self.take_serial();
-        self.wake_by(cx.now + cx.config.ack_delay);
-        let busy = self.busy(cx);
-        let is_full = busy.incoming.open() >= cx.config.max_incoming;
-        let Some(id) = busy.incoming.add(cx.now, serial, mid, message.token(), true, cx.pool) else {
-            return Outcome::Overloaded;
-        };
-        if !is_full {
-            return Outcome::Request(id);
-        }
-        // It is marked and its answer kept like a handler's: a repetition must not run after the peer was told that
-        // it didn't.
-        let mut bytes = cx.pool.take();
-        encode_overload(&mut bytes, MessageType::Ack, mid, message.token());
-        busy.answer_now(cx, id, bytes);
-        Outcome::Overloaded
-    }
-
-    fn handle_non_request(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Outcome {
-        let serial = self.take_serial();
-        let is_full = self.busy(cx).incoming.open() >= cx.config.max_incoming;
-        if is_full {
-            let mid = self.take_non_mid();
-            let mut bytes = cx.pool.take();
-            encode_overload(&mut bytes, MessageType::Non, mid, message.token());
-            self.busy(cx).push_non(bytes, cx.pool);
-            return Outcome::Overloaded;
-        }
-        let id = self.busy(cx).incoming.add(cx.now, serial, message.mid(), message.token(), false, cx.pool);
-        id.map_or(Outcome::Overloaded, Outcome::Request)
-    }
-
-    fn handle_separate_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
-        let mid = message.mid();
-        match self.ring.look(mid) {
-            Seen::TooOld => return Handled::only(Outcome::TooOld),
-            Seen::Before => {
-                self.busy(cx).push_empty(MessageType::Ack, mid);
-                return Handled::only(Outcome::Repeated);
-            }
-            Seen::Never => {}
-        }
-        let Some(handled) = self.accept_response(cx, message) else {
-            // Not marked: should it come again, it is rejected again, not acknowledged.
-            self.busy(cx).push_empty(MessageType::Rst, mid);
-            return Handled::only(Outcome::Unmatched);
-        };
-        self.ring.mark(mid);
-        self.busy(cx).push_empty(MessageType::Ack, mid);
-        handled
-    }
-
-    fn handle_non_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
-        self.accept_response(cx, message).unwrap_or_else(|| {
-            if message.option(OptionNumber::OBSERVE).is_some() {
-                // The other side would notify for ever (RFC 7641 section 3.6).
-                self.busy(cx).push_empty(MessageType::Rst, message.mid());
-            }
-            Handled::only(Outcome::Unmatched)
-        })
-    }
-
-    /// Matches a response with its request by the token (RFC 7252 section 5.3.2).
-    fn accept_response(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Option<Handled> {
-        let busy = self.busy.as_mut()?;
-        let token = message.token();
-        let request = busy.outgoing.requests.get_mut(&token)?;
-        let Request { user, progress, is_observe, .. } = *request;
-        let is_last =
-            !(is_observe && message.code().is_success() && message.option(OptionNumber::OBSERVE).is_some());
-        if progress == Progress::Waiting {
-            return None;
-        }
-        if is_last {
-            busy.outgoing.requests.remove(&token);
-        } else {
-            request.progress = Progress::Observing;
-            request.deadline = Time::NEVER;
-        }
-        let answered = match progress {
-            Progress::Sent(mid) => busy.outgoing.close(self.next_mid, mid).and_then(|open| {
-                cx.pool.give(open.bytes);
-                open.first_packet
-            }),
-            Progress::Non(packet) => packet,
-            Progress::Waiting | Progress::Acked | Progress::Observing => None,
-        };
-        Some(Handled { outcome: Outcome::Response { id: RequestId(token), user, is_last }, answered })
-    }
-
-    fn handle_acknowledgement(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
-        let unmatched = Handled::only(Outcome::Unmatched);
-        let mid = message.mid();
-        let Some(busy) = &mut self.busy else { return unmatched };
-        let Some(open) = busy.outgoing.get(self.next_mid, mid) else { return unmatched };
-        let (purpose, round_trip) = (open.purpose, open.round_trip(cx.now));
-        let carries_response = message.code() != Code::EMPTY;
-        if carries_response && purpose != Purpose::Request(message.token()) {
-            return unmatched;
-        }
-        if let Some(round_trip) = round_trip {
-            let is_first = self.rtt.smoothed().is_none();
-            self.rtt.sample(cx.now, round_trip);
-            if is_first {
-                // What left before the first sample has a timeout of seconds.
-                let due = busy.outgoing.shorten_timeouts(&self.rtt, cx.config.initial_rto);
-                self.timer = self.timer.min(due);
-            }
-        }
-        if carries_response {
-            return self.accept_response(cx, message).unwrap_or(unmatched);
-        }
-        let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return unmatched };
-        cx.pool.give(open.bytes);
-        match purpose {
-            Purpose::Request(token) => {
-                if let Some(request) = busy.outgoing.requests.get_mut(&token) {
-                    request.progress = Progress::Acked;
-                }
-            }
-            Purpose::Notification(user) => busy.events.push_back(LineEvent::Notified { user }),
-            Purpose::Response => {}
-        }
-        Handled { outcome: Outcome::Done, answered: open.first_packet }
-    }
-
-    fn handle_reset(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {
-        let reset = Handled::only(Outcome::Reset(message.mid()));
-        let Some(busy) = &mut self.busy else { return reset };
-        let Some(open) = busy.outgoing.close(self.next_mid, message.mid()) else { return reset };
-        cx.pool.give(open.bytes);
-        busy.end(self.next_mid, open.purpose, Failure::Reset, cx.pool);
-        Handled { outcome: Outcome::Done, answered: open.first_packet }
     }
 
     fn retransmit(&mut self, cx: &mut Context<'_>) {

@@ -11,11 +11,12 @@
 //! acknowledged is no longer, however long its handler takes. So the window always moves on, and two sides whose
 //! handlers wait for each other can't block each other's responses.
 use super::{
+    code::Code,
     incoming::MID_WINDOW,
     message::{MessageToken, Mid},
     pool::Pool,
     retransmit::{MAX_RTO, RttEstimator, spread},
-    writer::set_mid,
+    writer::{cut_to_code, set_mid},
 };
 use crate::time::{Duration, Time};
 use alloc::{collections::VecDeque, vec::Vec};
@@ -110,6 +111,9 @@ pub(super) struct Outgoing {
     waiting_responses: VecDeque<Waiting>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// Responses that wait or are in flight, and their bytes.
+    responses: usize,
+    response_bytes: usize,
     pub(super) requests: Requests,
 }
 
@@ -138,9 +142,16 @@ impl Outgoing {
         (self.waiting.len(), self.waiting_bytes)
     }
 
+    /// Responses in messages of their own that the peer hasn't acknowledged, and their bytes.
+    pub(super) fn responses(&self) -> (usize, usize) {
+        (self.responses, self.response_bytes)
+    }
+
     /// Puts a message with a place for its Message ID behind those that wait.
     pub(super) fn wait(&mut self, purpose: Purpose, bytes: Vec<u8>) {
         if purpose == Purpose::Response {
+            self.responses += 1;
+            self.response_bytes += bytes.len();
             self.waiting_responses.push_back(Waiting { purpose, bytes });
             return;
         }
@@ -200,6 +211,10 @@ impl Outgoing {
         let index = self.index(next, mid)?;
         let open = self.open.get_mut(index)?.take()?;
         self.in_flight -= 1;
+        if open.purpose == Purpose::Response {
+            self.responses -= 1;
+            self.response_bytes -= open.bytes.len();
+        }
         while let Some(None) = self.open.front() {
             self.open.pop_front();
         }
@@ -222,6 +237,53 @@ impl Outgoing {
             Progress::Acked | Progress::Non(_) | Progress::Observing => {}
         }
         Some(request)
+    }
+
+    /// Cuts a response in flight to an error. False if it isn't one, or if that makes it no shorter.
+    pub(super) fn cut_response(&mut self, next: Mid, mid: Mid) -> bool {
+        let Some(open) = self.get_mut(next, mid).filter(|open| open.purpose == Purpose::Response) else {
+            return false;
+        };
+        let before = open.bytes.len();
+        let is_cut = cut_to_code(&mut open.bytes, Code::INTERNAL_SERVER_ERROR);
+        let saved = before - open.bytes.len();
+        self.response_bytes -= saved;
+        is_cut
+    }
+
+    /// Cuts each response of more than `max_len` bytes to an error.
+    pub(super) fn cut_responses(&mut self, max_len: usize) {
+        let waiting = self.waiting_responses.iter_mut().map(|waiting| &mut waiting.bytes);
+        let open = self.open.iter_mut().flatten().filter(|open| open.purpose == Purpose::Response);
+        for bytes in waiting.chain(open.map(|open| &mut open.bytes)).filter(|bytes| bytes.len() > max_len) {
+            self.response_bytes -= bytes.len();
+            cut_to_code(bytes, Code::INTERNAL_SERVER_ERROR);
+            self.response_bytes += bytes.len();
+        }
+    }
+
+    /// Takes out what has more than `max_len` bytes and never left, responses aside, oldest first.
+    pub(super) fn take_too_large(&mut self, next: Mid, max_len: usize, pool: &mut Pool) -> Vec<Purpose> {
+        let is_too_large = |open: &Open| {
+            open.transmissions == 0 && open.purpose != Purpose::Response && open.bytes.len() > max_len
+        };
+        let mids: Vec<Mid> =
+            self.mids(next).filter(|(_, open)| is_too_large(open)).map(|(mid, _)| mid).collect();
+        let mut taken = Vec::new();
+        for open in mids.into_iter().filter_map(|mid| self.close(next, mid)) {
+            taken.push(open.purpose);
+            pool.give(open.bytes);
+        }
+        self.waiting.retain_mut(|waiting| {
+            let fits = waiting.bytes.len() <= max_len;
+            if !fits {
+                self.waiting_bytes -= waiting.bytes.len();
+                taken.push(waiting.purpose);
+                pool.give(core::mem::take(&mut waiting.bytes));
+            }
+            fits
+        });
+        taken
     }
 
     fn stop_waiting(&mut self, token: MessageToken, pool: &mut Pool) {
@@ -286,6 +348,8 @@ impl Outgoing {
         self.requests.clear();
         self.in_flight = 0;
         self.waiting_bytes = 0;
+        self.responses = 0;
+        self.response_bytes = 0;
     }
 
     /// When something is due.
@@ -302,8 +366,14 @@ impl Open {
         (self.transmissions == 1).then(|| now.since(self.first_sent))
     }
 
+    /// Counts a transmission that leaves now, and waits for what answers it.
+    pub(super) fn count_transmission(&mut self, now: Time, rtt: &RttEstimator, initial: Duration) {
+        self.due = now + self.rto(rtt, initial);
+        self.transmissions = self.transmissions.saturating_add(1);
+    }
+
     /// The timeout of the transmission that leaves now.
-    pub(super) fn rto(&self, rtt: &RttEstimator, initial: Duration) -> Duration {
+    fn rto(&self, rtt: &RttEstimator, initial: Duration) -> Duration {
         spread(rtt.rto_of_attempt(initial, self.transmissions), self.jitter).min(MAX_RTO)
     }
 }

@@ -115,6 +115,20 @@ pub fn set_mid(message: &mut [u8], mid: Mid) {
     }
 }
 
+/// Cuts an encoded response to its shortest, with this code: its type, Message ID and token stay. False if that makes
+/// it no shorter, or if it is no message.
+pub(super) fn cut_to_code(message: &mut Vec<u8>, code: Code) -> bool {
+    let len = 4 + message.first().map_or(0, |first| usize::from(first & 0x0F));
+    if message.len() <= len {
+        return false;
+    }
+    message.truncate(len);
+    if let Some(place) = message.get_mut(1) {
+        *place = code.0;
+    }
+    true
+}
+
 /// Why something can't be written into a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncodeError {
@@ -196,6 +210,15 @@ pub(super) mod tests {
         set_mid(&mut message, Mid(0xABCD));
         assert_eq!(Message::parse(&message).unwrap().mid(), Mid(0xABCD));
         set_mid(&mut [0x40, 0x01], Mid(1));
+    }
+
+    #[test]
+    fn a_response_can_be_cut_to_its_code() {
+        let mut message = build(MessageType::Con, Code::CONTENT, &[1, 2], &[], &[7; 20]);
+        assert!(cut_to_code(&mut message, Code::INTERNAL_SERVER_ERROR));
+        assert_eq!(message, build(MessageType::Con, Code::INTERNAL_SERVER_ERROR, &[1, 2], &[], &[]));
+        assert!(!cut_to_code(&mut message, Code::INTERNAL_SERVER_ERROR));
+        assert!(!cut_to_code(&mut Vec::new(), Code::INTERNAL_SERVER_ERROR));
     }
 
     /// Options in ascending order, made of their deltas, with lengths around those where the encoding changes.

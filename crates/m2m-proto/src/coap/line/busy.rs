@@ -59,6 +59,13 @@ impl Busy {
         Ok(())
     }
 
+    /// Whether the peer has as many requests open as it may. A response that it doesn't acknowledge keeps its request
+    /// open, or a peer that never does could have us keep any number of them.
+    pub(super) fn is_overloaded(&self, config: &LineConfig) -> bool {
+        let (responses, bytes) = self.outgoing.responses();
+        self.incoming.open() + responses >= config.max_incoming || bytes >= config.max_answer_bytes
+    }
+
     pub(super) fn push_empty(&mut self, kind: MessageType, mid: Mid) {
         if self.ready.len() < MAX_READY {
             self.ready.push_back(Ready::Empty(kind, mid));
@@ -137,7 +144,11 @@ impl Busy {
 
     pub(super) fn fail(&mut self, next_mid: Mid, token: MessageToken, reason: Failure, pool: &mut Pool) {
         let Some(request) = self.outgoing.forget(next_mid, token, pool) else { return };
-        let reason = if request.progress == Progress::Waiting { Failure::NotSent } else { reason };
+        let reason = match (request.progress, reason) {
+            (_, Failure::TooLarge) => Failure::TooLarge,
+            (Progress::Waiting, _) => Failure::NotSent,
+            _ => reason,
+        };
         self.events.push_back(LineEvent::Failed { id: RequestId(token), user: request.user, reason });
     }
 }

@@ -1,13 +1,22 @@
 //! Two lines and a network between them: step by step where a rule is to be seen, and at random with a virtual clock.
 use super::*;
-use crate::coap::{option_set::OptionSet, pool::Pool};
+use crate::coap::{
+    code::Code,
+    exchange::{Handled, Outcome},
+    message::Message,
+    option::OptionNumber,
+    option_set::OptionSet,
+    pool::Pool,
+};
 use rand_chacha::rand_core::SeedableRng;
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     format, println,
     string::String,
+    vec,
 };
 
+mod bounds;
 mod pipe;
 mod rules;
 
