@@ -230,6 +230,8 @@ pub enum RequestError {
     Reset,
     /// It never left: the session never came up.
     NotSent(ConnectError),
+    /// The peer takes smaller packets than the request needs, which was not known when it was made. It did not run.
+    TooLarge,
     /// The session ended before the request left: it did not run.
     NeverLeft(CloseReason),
     /// The session ended first; the request may have run.
@@ -244,6 +246,7 @@ impl RequestError {
         match self {
             RequestError::TimedOut => ErrorKind::Timeout,
             RequestError::Reset => ErrorKind::Refused,
+            RequestError::TooLarge => ErrorKind::TooLarge,
             RequestError::NotSent(why) => why.kind(),
             RequestError::NeverLeft(why) | RequestError::SessionLost(why) => why.kind(),
             RequestError::Cancelled => ErrorKind::Closed,
@@ -257,6 +260,9 @@ impl fmt::Display for RequestError {
             RequestError::TimedOut => write!(f, "no answer in time; it ran at most once"),
             RequestError::Reset => write!(f, "the peer could not process the message (RST)"),
             RequestError::NotSent(why) => write!(f, "not sent: {why}"),
+            RequestError::TooLarge => {
+                write!(f, "not sent: the peer takes smaller packets than this message needs")
+            }
             RequestError::NeverLeft(why) => write!(f, "session lost: {why}; the request was not sent"),
             RequestError::SessionLost(why) => write!(f, "session lost: {why}; the request may have run"),
             RequestError::Cancelled => write!(f, "given up by its user"),

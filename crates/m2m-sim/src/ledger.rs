@@ -198,7 +198,10 @@ impl Ledger {
                 Some(
                     Fate::Refused(_)
                         | Fate::Failed(
-                            RequestError::NotSent(_) | RequestError::NeverLeft(_) | RequestError::Reset
+                            RequestError::NotSent(_)
+                                | RequestError::NeverLeft(_)
+                                | RequestError::TooLarge
+                                | RequestError::Reset
                         )
                 )
             );
@@ -231,6 +234,7 @@ impl Ledger {
                 Some(Fate::Failed(RequestError::Reset)) => "reset".into(),
                 Some(Fate::Failed(RequestError::NotSent(_))) => "not sent".into(),
                 Some(Fate::Failed(RequestError::NeverLeft(_))) => "never left".into(),
+                Some(Fate::Failed(RequestError::TooLarge)) => "too large".into(),
                 Some(Fate::Failed(RequestError::SessionLost(_))) => "session lost".into(),
                 Some(Fate::Failed(RequestError::Cancelled) | Fate::Cancelled) => "cancelled".into(),
                 Some(Fate::Orphaned) => "sender died".into(),

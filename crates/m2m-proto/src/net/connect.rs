@@ -203,6 +203,7 @@ impl Net {
             Some(host) => self.host_session_up(now, host, id, established.resp.unix_s),
             None => self.event(Event::Connected { session: id, peer }),
         }
+        self.limit_messages(now, id);
         self.touch(id);
         self.arm(id);
     }

@@ -117,6 +117,7 @@ impl Net {
                     (Failure::NotSent, Some(why)) => RequestError::NeverLeft(why),
                     (Failure::SessionLost, Some(why)) => RequestError::SessionLost(why),
                     (Failure::Reset, _) => RequestError::Reset,
+                    (Failure::TooLarge, _) => RequestError::TooLarge,
                     _ => RequestError::TimedOut,
                 };
                 self.event(Event::RequestFailed { request: RequestId(user), why });

@@ -82,7 +82,12 @@ impl Net {
         push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
         while let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
-                break;
+                if !plain.is_empty() {
+                    break;
+                }
+                // It fits no packet of this session, and must not keep the others from leaving.
+                session.line.fail_front(&mut cx);
+                continue;
             }
             session.line.sent_in(&mut cx, pn);
         }
@@ -179,6 +184,15 @@ impl Net {
             Path::Direct(_) => true,
             Path::Through(neighbour) => self.hop_session(*neighbour).is_some(),
         }
+    }
+
+    /// What was said before the peer told how much it takes, and is more than that, fails now.
+    pub(super) fn limit_messages(&mut self, now: Time, id: SessionId) {
+        if let Some((session, mut cx)) = self.line_of(now, id) {
+            let room = room(session);
+            session.line.limit_messages(&mut cx, room);
+        }
+        self.tell_line_events(id, None);
     }
 
     /// The largest CoAP message that fits one packet of this session.

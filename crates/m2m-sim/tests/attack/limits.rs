@@ -287,3 +287,31 @@ fn a_flood_of_questions_is_answered_in_bounds() {
     assert!((1..=64).contains(&pongs), "{pongs}");
     world.run(Duration::from_secs(1));
 }
+
+#[test]
+fn a_message_that_turns_out_too_large_for_the_peer_fails_and_holds_nothing_up() {
+    let mut world = World::new(12);
+    let net = world.add(World::config(2));
+    let mut hand = Hand::new(&mut world, 1, net, 2);
+    let to = hand.address;
+    let session =
+        world.command(net, |net, now| net.connect(now, World::id(1), &key(1), Route::Direct(to)).unwrap());
+    post(&mut world, net, session, 1, &[1; 1000]).unwrap();
+    post(&mut world, net, session, 2, &[2; 10]).unwrap();
+    let init = hand.inbox(&mut world).remove(0);
+    let mut fields = resp_fields(m2m_proto::wire::packet::Suite::Aes128Gcm);
+    fields.max_udp = 512;
+    let (resp, established) = respond(&init, 1, &fields);
+    hand.secure = Some(m2m_proto::session::Secure::new(&established));
+    hand.established = Some(established);
+    hand.send(&mut world, &resp);
+    world.wait_for(net, SECOND, |event| match event {
+        Event::RequestFailed { request: RequestId(1), why } => {
+            assert_eq!(*why, m2m_proto::error::RequestError::TooLarge);
+            Some(())
+        }
+        _ => None,
+    });
+    let heard = hand.hear(&mut world).concat();
+    assert!(heard.windows(10).any(|bytes| bytes == [2; 10]), "the small one has left");
+}
