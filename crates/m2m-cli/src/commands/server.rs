@@ -5,7 +5,7 @@ use std::time::Duration;
 use m2m::names::DEFAULT_PORT;
 use m2m::{Net, NetEvent};
 use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::stop::Stop;
 use crate::args::Server;
@@ -27,24 +27,12 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> R
 /// Says "ready", tells what happens to the net, and closes it when a signal comes.
 pub(super) async fn run_until_stopped(net: &Net, output: Output, role: &str) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
-    let mut events = net.events();
+    let events = net.events();
     let start = |error| Failure::Other(format!("can't start a thread for the events: {error}"));
     let mut told = Events::new(output).map_err(start)?;
-    let stopped = tokio::select! {
-        () = stop.asked() => true,
-        said = say_ready(net, output, role) => said.map(|()| false)?,
-    };
-    while !stopped {
-        tokio::select! {
-            () = stop.asked() => break,
-            event = events.recv() => match event {
-                Ok(event) => tell(&mut told, &event),
-                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "too many events to tell all"),
-                Err(RecvError::Closed) => {
-                    return Err(Failure::Other("the net closed by itself: the log says why (-v)".into()));
-                }
-            },
-        }
+    tokio::select! {
+        () = stop.asked() => {}
+        failure = tell_all(net, output, role, events, &mut told) => return Err(failure),
     }
     output.say("m2m: stopping");
     nets::close(net).await;
@@ -53,6 +41,28 @@ pub(super) async fn run_until_stopped(net: &Net, output: Output, role: &str) -> 
         output.say(&format!("m2m: {dropped} events were dropped, for nobody read them in time"));
     }
     Ok(Exit::Ok)
+}
+
+/// Tells what happens, for as long as the net lives; what it returns is why no more can be told.
+async fn tell_all(
+    net: &Net,
+    output: Output,
+    role: &str,
+    mut events: Receiver<NetEvent>,
+    told: &mut Events,
+) -> Failure {
+    if let Err(failure) = say_ready(net, output, role).await {
+        return failure;
+    }
+    loop {
+        match events.recv().await {
+            Ok(event) => tell(told, &event),
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "too many events to tell all"),
+            Err(RecvError::Closed) => {
+                return Failure::Other("the net closed by itself: the log says why (-v)".into());
+            }
+        }
+    }
 }
 
 /// Says that the net is ready, off the event loop: somebody may start it without reading that.

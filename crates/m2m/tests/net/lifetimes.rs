@@ -160,7 +160,7 @@ async fn a_shutdown_goes_on_when_nobody_waits_for_it() {
     let (a, b, session) = pair().await;
     let address = b.local_addr();
     // Polled once, then dropped.
-    poll_fn(|cx| Poll::Ready(assert!(pin!(b.shutdown()).poll(cx).is_pending()))).await;
+    assert!(poll_fn(|cx| Poll::Ready(pin!(b.shutdown()).poll(cx).is_pending())).await);
     soon(session.closed()).await;
     soon(b.shutdown()).await;
     std::net::UdpSocket::bind(address).expect("the socket is closed when a shutdown returns");
