@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use m2m::keyfile::KeyFile;
+use m2m::keyfile::{KeyFile, KeyWarning};
 use m2m::names::{Endpoint, PeerName};
 use m2m::{Id, Key};
 use zeroize::Zeroizing;
@@ -144,7 +144,12 @@ impl KeySource {
                 Ok(key)
             }
             KeySource::Variable { name, text } => {
-                KeyFile::parse(text).map_err(|error| Failure::Configuration(format!("{name}: {error}")))
+                let wrong = |error| Failure::Configuration(format!("{name}: {error}"));
+                let key = KeyFile::parse(text).map_err(wrong)?;
+                if key.is_printable() {
+                    output::warn(&format!("m2m: {name}: {}", KeyWarning::Printable(None)));
+                }
+                Ok(key)
             }
         }
     }

@@ -1,12 +1,16 @@
 //! What a command says: data on stdout, words on stderr, with `--json` one object a line.
+mod events;
+
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
-use m2m::Id;
+pub(crate) use m2m::names::short;
 use serde_json::{Value, json};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub(crate) use events::Events;
 
 use crate::args::Globals;
 use crate::exit::{Exit, Failure};
@@ -28,11 +32,6 @@ impl Output {
     /// Switches to JSON, as the environment or the configuration file asks for.
     pub(crate) fn use_json(&mut self) {
         self.json = true;
-    }
-
-    /// True if `-v` was given: events that come by the thousand are told too.
-    pub(crate) fn is_verbose(&self) -> bool {
-        self.verbose
     }
 
     /// Writes a line of data: the words, or with `--json` the object.
@@ -68,12 +67,11 @@ impl Output {
         write(bytes)
     }
 
-    /// Writes an event of a program that runs on: words to stderr, with `--json` an object to stdout.
-    ///
-    /// A reader that went away does not end a host or a device.
+    /// Tells what was done besides the data: words to stderr, with `--json` an object to stdout.
     pub(crate) fn event(&self, words: &str, object: &Value) {
+        // It is done, whether somebody reads of it or not.
         if self.json {
-            let _ = write(format!("{object}\n").as_bytes());
+            let _ = self.object(object);
             return;
         }
         self.say(words);
@@ -100,11 +98,6 @@ impl Output {
         }
         exit
     }
-}
-
-/// An id as people write it, without leading zeros.
-pub(crate) fn short(id: Id) -> String {
-    id.to_string().trim_start_matches('0').to_owned()
 }
 
 /// Words that `-q` does not silence. A closed stderr is not worth a panic.

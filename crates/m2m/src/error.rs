@@ -39,7 +39,14 @@ impl Error {
 
     /// A command that the machine did not take, in a sentence that starts with what was tried.
     pub(crate) fn command(tried: impl fmt::Display, why: CommandError) -> Error {
-        Error::new(why.kind(), format!("{tried}: {why}"))
+        let text = match why {
+            // Found while it was written: nobody knows by how much.
+            CommandError::TooLarge { max: 0, .. } => {
+                format!("{tried}: the message doesn't fit into one packet")
+            }
+            why => format!("{tried}: {why}"),
+        };
+        Error::new(why.kind(), text)
     }
 
     pub(crate) fn net_closed() -> Error {
@@ -118,5 +125,7 @@ mod tests {
         let error = Error::command("GET /x", CommandError::TooLarge { len: 2000, max: 1100 });
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert!(error.to_string().starts_with("GET /x: the message has 2000 bytes"), "{error}");
+        let unknown = Error::command("GET /x", CommandError::TooLarge { len: 0, max: 0 });
+        assert_eq!(unknown.to_string(), "GET /x: the message doesn't fit into one packet");
     }
 }

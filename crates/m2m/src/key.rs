@@ -57,7 +57,7 @@ impl Key {
         Ok(Key::from(KeyFile::generate()?))
     }
 
-    /// What looks unsafe about the file that it was read from.
+    /// What looks unsafe about it, or about the file that it was read from.
     pub fn warnings(&self) -> &[KeyWarning] {
         &self.warnings
     }
@@ -103,7 +103,8 @@ impl Key {
 
 impl From<KeyFile> for Key {
     fn from(file: KeyFile) -> Key {
-        Key { file: Arc::new(file), warnings: Arc::new([]) }
+        let warnings = file.is_printable().then_some(KeyWarning::Printable(None));
+        Key { file: Arc::new(file), warnings: warnings.into_iter().collect() }
     }
 }
 
@@ -125,6 +126,16 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Configuration);
         assert!(Key::from_bytes(&[7; 16]).is_ok() && Key::from_bytes(&[7; 64]).is_ok());
         assert!(Key::from_bytes(&[7; 65]).is_err() && Key::from_hex("xyz").is_err());
+    }
+
+    #[test]
+    fn a_word_is_no_good_key_wherever_it_comes_from() {
+        let word = b"correct horse battery";
+        let hex: String = word.iter().map(|byte| format!("{byte:02x}")).collect();
+        for key in [Key::from_bytes(word).unwrap(), Key::from_hex(&hex).unwrap()] {
+            assert_eq!(key.warnings(), [KeyWarning::Printable(None)]);
+        }
+        assert!(Key::from_bytes(&[7; 16]).unwrap().warnings().is_empty());
     }
 
     #[test]

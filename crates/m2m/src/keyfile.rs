@@ -131,7 +131,7 @@ impl KeyFile {
             warnings.push(KeyWarning::ReadableByOthers(path.into()));
         }
         if key.is_printable() {
-            warnings.push(KeyWarning::Printable(path.into()));
+            warnings.push(KeyWarning::Printable(Some(path.into())));
         }
         Ok((key, warnings))
     }
@@ -240,11 +240,12 @@ fn readable_by_others(_: &fs::Metadata) -> bool {
 
 /// What is unsafe about a key that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyWarning {
     /// Other users of the machine may read the file.
     ReadableByOthers(PathBuf),
-    /// The key's bytes are printable ASCII.
-    Printable(PathBuf),
+    /// The key's bytes are printable ASCII. The file, if it came from one.
+    Printable(Option<PathBuf>),
 }
 
 impl fmt::Display for KeyWarning {
@@ -255,10 +256,11 @@ impl fmt::Display for KeyWarning {
                 write!(f, "{path}: other users of this machine can read the key: chmod 600 {path}")
             }
             KeyWarning::Printable(path) => {
-                let path = path.display();
-                write!(
-                    f,
-                    "{path}: the key is readable text, which can be guessed: make a random one with `m2m keygen`"
+                if let Some(path) = path {
+                    write!(f, "{}: ", path.display())?;
+                }
+                f.write_str(
+                    "the key is readable text, which can be guessed: make a random one with `m2m keygen`",
                 )
             }
         }
@@ -267,6 +269,7 @@ impl fmt::Display for KeyWarning {
 
 /// Why a text is no key. Says nothing of what the text was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyTextError {
     /// No line holds a key.
     Empty,
@@ -327,6 +330,7 @@ impl std::error::Error for KeyTextError {}
 
 /// Why a key could not be read, made or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// The file can't be opened or read.
     #[error("{}: can't read the key: {source}{}", path.display(), advice_to_read(source))]
@@ -476,7 +480,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let (_, warnings) = KeyFile::read(&path).ok().unwrap();
-        assert_eq!(warnings, [KeyWarning::ReadableByOthers(path.clone()), KeyWarning::Printable(path)]);
+        assert_eq!(warnings, [KeyWarning::ReadableByOthers(path.clone()), KeyWarning::Printable(Some(path))]);
         assert!(warnings[0].to_string().contains("chmod 600"));
         assert!(!warnings[1].to_string().contains("3030"));
     }

@@ -168,8 +168,22 @@ fn parse_port(text: &str) -> Result<u16, NameError> {
     port.ok_or(NameError::Port)
 }
 
+/// An id as people write it: without leading zeros.
+///
+/// ```
+/// assert_eq!(m2m::names::short(m2m::Id::from_hex("a1").unwrap()), "a1");
+/// ```
+pub fn short(id: Id) -> String {
+    let text = id.to_string();
+    match text.trim_start_matches('0') {
+        "" => "0".to_owned(),
+        digits => digits.to_owned(),
+    }
+}
+
 /// Why a text names no peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NameError {
     /// What stands before the `@`, or alone, is no id.
     Id(IdError),

@@ -34,6 +34,7 @@ pub use news::{HostState, NetEvent};
 
 use crate::{
     Error, Key, Peer, Router, Session,
+    names::short,
     peer::Target,
     session::{Path, Standing},
 };
@@ -143,7 +144,7 @@ impl Net {
     /// The newest session that this peer opened to this net, for requests of our own in it. Dropping it closes nothing.
     pub fn session(&self, peer: Id) -> Option<Session> {
         let shared = &self.0.shared;
-        let session = *shared.look().accepted.get(&peer)?;
+        let session = *shared.look().accepted.get(&peer)?.last()?;
         Session::look_at(shared, session)
     }
 
@@ -176,12 +177,13 @@ impl Net {
             let asked = state.machine.lookup(now, id, request, now + LOOKUP_TIMEOUT);
             asked.map_err(|why| {
                 state.forget(request);
-                Error::command(format_args!("asking whether {id:?} is online"), why)
+                Error::command(format_args!("asking whether {} is online", short(id)), why)
             })
         });
         asked?;
-        let refused =
-            |why: &str| Err(Error::new(ErrorKind::Refused, format!("whether {id:?} is online: {why}")));
+        let refused = |why: &str| {
+            Err(Error::new(ErrorKind::Refused, format!("whether {} is online: {why}", short(id))))
+        };
         match found.await {
             Ok(Some(FoundStatus::ONLINE | FoundStatus::ELSEWHERE)) => Ok(true),
             Ok(Some(FoundStatus::OFFLINE)) => Ok(false),
@@ -189,7 +191,7 @@ impl Net {
             Ok(Some(status)) => refused(&status.to_string()),
             Ok(None) => Err(Error::new(
                 ErrorKind::Unreachable,
-                format!("whether {id:?} is online is unknown: the host does not answer"),
+                format!("whether {} is online is unknown: the host does not answer", short(id)),
             )),
             Err(_) => Err(Error::net_closed()),
         }
@@ -261,18 +263,12 @@ impl Net {
     }
 
     /// Closes the net in good order: answers that are being made get up to a second, peers are told, the socket is
-    /// closed when this returns.
+    /// closed when this returns. Once begun it goes on to its end, even if the future is dropped.
     pub async fn shutdown(&self) {
         let shared = &self.0.shared;
-        let mut handlers = {
-            let mut state = shared.look();
-            state.draining = true;
-            std::mem::take(&mut state.handlers)
-        };
-        let _ = timeout(HANDLER_GRACE, async { while handlers.join_next().await.is_some() {} }).await;
-        drop(handlers);
-        close(shared);
+        begin_shutdown(shared);
         let mut ended = shared.ended.subscribe();
+        // It can't fail: we hold the sender.
         let _ = ended.wait_for(|ended| *ended).await;
     }
 }
@@ -281,6 +277,24 @@ impl State {
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.draining { Err(Error::net_closed()) } else { Ok(()) }
     }
+}
+
+/// Takes no more requests, and closes once those under way are answered. In a task of its own: whoever asked for it
+/// may stop waiting, which must not leave a net that is open and takes nothing.
+fn begin_shutdown(shared: &Arc<Shared>) {
+    let mut state = shared.look();
+    if std::mem::replace(&mut state.draining, true) {
+        return;
+    }
+    let mut handlers = std::mem::take(&mut state.handlers);
+    let runtime = state.runtime.clone();
+    drop(state);
+    let shared = shared.clone();
+    runtime.spawn(async move {
+        let _ = timeout(HANDLER_GRACE, async { while handlers.join_next().await.is_some() {} }).await;
+        drop(handlers);
+        close(&shared);
+    });
 }
 
 fn close(shared: &Arc<Shared>) {

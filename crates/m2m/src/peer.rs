@@ -5,7 +5,7 @@ use m2m_proto::{error::ErrorKind, id::Id};
 
 use crate::{
     Error, Key,
-    names::{Endpoint, PeerName},
+    names::{Endpoint, PeerName, short},
 };
 
 /// A net to connect to. It needs its [`Peer::key`], unless all nets have the same.
@@ -80,9 +80,9 @@ impl FromStr for Peer {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Id(id) => write!(f, "{id:?}"),
+            Target::Id(id) => f.write_str(&short(*id)),
             Target::At(Id::ANY, address) => write!(f, "{address}"),
-            Target::At(id, address) => write!(f, "{id:?} at {address}"),
+            Target::At(id, address) => write!(f, "{}@{address}", short(*id)),
             Target::Name(endpoint) => write!(f, "{endpoint}"),
         }
     }

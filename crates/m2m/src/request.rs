@@ -38,6 +38,8 @@ pub struct RequestBuilder {
     payload: Bytes,
     timeout: Duration,
     confirmable: bool,
+    /// Opaque data: its user knows of no method and no path.
+    is_data: bool,
     /// The first thing that was wrong with what it was given.
     invalid: Option<Error>,
 }
@@ -56,6 +58,7 @@ impl RequestBuilder {
             payload: Bytes::new(),
             timeout: TIMEOUT,
             confirmable: true,
+            is_data: false,
             invalid,
         }
     }
@@ -102,6 +105,9 @@ impl RequestBuilder {
 
     /// What is asked, and of whom, as an error names it.
     fn name(&self) -> String {
+        if self.is_data {
+            return "data".to_owned();
+        }
         let method = self.method.name().map_or_else(|| self.method.to_string(), str::to_owned);
         format!("{method} {}", self.target)
     }
@@ -164,7 +170,7 @@ pub struct DataBuilder(RequestBuilder);
 
 impl DataBuilder {
     pub(crate) fn new(request: RequestBuilder) -> DataBuilder {
-        DataBuilder(request)
+        DataBuilder(RequestBuilder { is_data: true, ..request })
     }
 
     /// How long it may take from now to the answer. Default 30 s.

@@ -254,7 +254,8 @@ fn segments(path: &str) -> Vec<String> {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Request {
-    /// Who asks: the id that the peer proved to hold the key of.
+    /// Who asks: the id that the peer claims. It proved to hold a key of this net, no more: whoever has the net key
+    /// can claim any id. Only a pair key, which is good for one id, narrows it to one net.
     pub peer: Id,
     /// The method.
     pub code: Code,

@@ -13,11 +13,13 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     DataBuilder, Error, RequestBuilder,
+    names::short,
     net::shared::{Shared, Waiter},
 };
 
 /// How a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SessionState {
     /// The handshake is under way; requests wait.
     Connecting,
@@ -31,6 +33,7 @@ pub enum SessionState {
 
 /// Where a session's packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Path {
     /// Straight to this address.
     Direct(SocketAddr),
@@ -51,7 +54,7 @@ impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Path::Direct(address) => write!(f, "direct, {address}"),
-            Path::Relay(host) => write!(f, "through host {host:?}"),
+            Path::Relay(host) => write!(f, "through host {}", short(*host)),
         }
     }
 }
@@ -115,7 +118,7 @@ impl Session {
         let entry = state.sessions.entry(id).or_insert_with(|| watch::Sender::new(standing));
         let standing = entry.subscribe();
         drop(state);
-        let name = format!("{:?}", info.peer);
+        let name = short(info.peer);
         Some(Session(Arc::new(Handle { shared: shared.clone(), id, standing, name, is_ours: false })))
     }
 

@@ -87,8 +87,8 @@ impl StateDir {
         let Some(text) = read_small(&path)? else { return self.make_device_key(&path) };
         let damaged = || StateError::Damaged {
             path: path.clone(),
-            remedy: "restore it from a backup; or delete it, and have the hosts forget this net's claim \
-                     (`m2m server claims forget ID`)",
+            remedy: "restore it from a backup; or delete it and give this net another id, for hosts keep the old \
+                     one for the old key",
         };
         let text = std::str::from_utf8(&text).map_err(|_| damaged())?;
         let bytes = decode_hex(text.trim()).map_err(|_| damaged())?;
@@ -178,6 +178,7 @@ fn read_small(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
 
 /// Why a net's state can't be read or kept.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateError {
     /// Nothing says where state belongs.
     #[error(

@@ -8,7 +8,7 @@ use crate::args::Ping;
 use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::nets::{self, Link};
-use crate::output::{Output, millis, short};
+use crate::output::{Output, millis};
 
 pub(super) async fn run(settings: &Settings, output: Output, args: &Ping) -> Result<Exit, Failure> {
     let link = nets::dial(settings, output, &args.peer).await?;
@@ -51,11 +51,13 @@ fn is_lost(failure: &Failure) -> bool {
 
 fn report(output: Output, seq: u32, time: Duration, session: &Session) -> Result<(), Failure> {
     let ms = millis(time);
-    let (words, path) = match session.path() {
-        Path::Direct(address) => (format!("direct, {address}"), json!({"direct": address.to_string()})),
-        Path::Relay(host) => (format!("through host {}", short(host)), json!({"relay": host.to_string()})),
+    let path = session.path();
+    let object = match path {
+        Path::Direct(address) => json!({"direct": address.to_string()}),
+        Path::Relay(host) => json!({"relay": host.to_string()}),
+        other => json!(other.to_string()),
     };
-    output.line(&format!("{seq}: {ms} ms, {words}"), &json!({"seq": seq, "ms": ms, "path": path}))
+    output.line(&format!("{seq}: {ms} ms, {path}"), &json!({"seq": seq, "ms": ms, "path": object}))
 }
 
 fn summary(sent: u32, times: &[Duration]) -> (String, Value) {

@@ -91,6 +91,32 @@ fn a_host_outlives_the_reader_of_its_first_line() {
     assert_eq!((online.code, online.stdout.as_str()), (Some(3), "offline\n"), "{online:?}");
 }
 
+/// A supervisor that opens a pipe and forgets it must still be able to stop what it started.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_that_stalls_keeps_nobody_from_stopping() {
+    use std::io::{BufRead, BufReader, Write};
+    let world = World::new();
+    // As much as a pipe holds, so that not even the first line fits.
+    let (_reader, mut pipe) = std::io::pipe().unwrap();
+    pipe.write_all(&[b'\n'; 65536]).unwrap();
+    let words = ["server", "-v", "--json", "--id", "1", "--key-file", "host.key", "--bind", "127.0.0.1:0"];
+    let mut child = world.command(&words).stdout(pipe).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("net open")), "it never opened");
+    std::thread::sleep(Duration::from_millis(300));
+    let start = std::time::Instant::now();
+    let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let took = start.elapsed();
+    let _ = child.kill();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
 #[test]
 fn the_demo_holds() {
     let world = World::new();

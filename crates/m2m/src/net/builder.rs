@@ -151,9 +151,10 @@ impl NetBuilder {
         shared.with(|state, now| state.set_unix_time(now));
         self.add_hosts(&shared, &socket)?;
         let (driven, driven_socket) = (shared.clone(), socket.clone());
+        let ending = driver::Ending(shared.clone());
         tokio::spawn(async move {
-            driver::run(driven.clone(), driven_socket).await;
-            driven.ended.send_replace(true);
+            let _ending = ending;
+            driver::run(driven, driven_socket).await;
         });
         info!(id = ?self.id, address = %socket.local_addr(), "net open");
         Ok(Net::new(shared, self.key, socket.local_addr()))

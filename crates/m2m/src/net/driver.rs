@@ -3,7 +3,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use m2m_proto::time::Time;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, trace};
+use tracing::{debug, error, trace};
 
 use super::{
     news::HostState,
@@ -94,7 +94,7 @@ fn receive(shared: &Arc<Shared>, socket: &Socket, buffer: &mut [u8]) -> io::Resu
     received.0
 }
 
-/// The last datagrams leave, then everything is let go.
+/// The last datagrams leave, the disk finishes, and nobody but the driver has the socket.
 async fn leave(shared: &Arc<Shared>, socket: &Socket) {
     let flush = async {
         loop {
@@ -114,22 +114,40 @@ async fn leave(shared: &Arc<Shared>, socket: &Socket) {
         debug!("some last datagrams did not leave");
     }
     wait_for_disk(shared).await;
-    let (router, mut handlers, mut background, requests, sessions);
-    {
+    let mut background = {
         let mut state = shared.look();
-        state.socket = None;
         state.store.close();
-        router = state.router.take();
-        handlers = std::mem::take(&mut state.handlers);
-        background = std::mem::take(&mut state.background);
-        requests = state.take_requests();
-        sessions = std::mem::take(&mut state.sessions);
+        std::mem::take(&mut state.background)
+    };
+    // They hold the socket too: it is closed only once they are gone.
+    background.shutdown().await;
+}
+
+/// Lets go of everything when the driver ends, however it ends: closed in good order, by a panic, or with its runtime.
+/// Whoever still waits then learns that the net is closed.
+pub(super) struct Ending(pub(super) Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let shared = &self.0;
+        let left = {
+            let mut state = shared.look();
+            if !state.closed {
+                error!("the driver of {:?} ended before its net was closed", shared.id);
+            }
+            // After a panic the machine is asked nothing more: peers find out by themselves.
+            state.draining = true;
+            state.closed = true;
+            state.socket = None;
+            state.store.close();
+            let tasks = (std::mem::take(&mut state.handlers), std::mem::take(&mut state.background));
+            (tasks, state.router.take(), state.take_requests(), std::mem::take(&mut state.sessions))
+        };
+        // What belongs to users is dropped without the lock: it may hold handles of this net.
+        drop(left);
+        shared.host.send_replace(HostState::Disconnected { why: "the net is closed".to_owned() });
+        shared.ended.send_replace(true);
     }
-    // What belongs to users is dropped without the lock: it may hold handles of this net.
-    handlers.abort_all();
-    background.abort_all();
-    drop((router, requests, sessions));
-    shared.host.send_replace(HostState::Disconnected { why: "the net is closed".to_owned() });
 }
 
 /// What is being written is finished, so that the state folder is free for whoever comes next.

@@ -74,8 +74,8 @@ pub(crate) struct State {
     requests: HashMap<RequestId, Waiter>,
     /// Sessions that a handle looks at.
     pub(crate) sessions: HashMap<SessionId, watch::Sender<Standing>>,
-    /// The newest session that each peer opened to us.
-    pub(crate) accepted: HashMap<Id, SessionId>,
+    /// The sessions that each peer opened to us, the newest last.
+    pub(crate) accepted: HashMap<Id, Vec<SessionId>>,
     pub(super) router: Option<Arc<Router>>,
     early: VecDeque<Early>,
     pub(super) handlers: JoinSet<()>,
@@ -157,8 +157,9 @@ impl Shared {
     /// [`Shared::with`] for the driver, which looks at the state afterwards anyway. The second value says that another
     /// would have had to wake it.
     pub(super) fn carry_out<R>(self: &Arc<Shared>, act: impl FnOnce(&mut State, Time) -> R) -> (R, bool) {
-        let now = self.now();
         let mut state = self.look();
+        // Read under the lock: whoever waits for it must not take the machine back in time.
+        let now = self.now();
         let result = act(&mut state, now);
         state.pump(self, now);
         let wake = state.timeout < state.armed || !state.backlog.is_empty() || state.closed;
@@ -254,16 +255,14 @@ impl State {
             }
             Event::Accepted { session, peer } => {
                 debug!(?session, ?peer, "session accepted");
-                self.accepted.insert(peer, session);
+                self.accepted.entry(peer).or_default().push(session);
                 shared.tell(NetEvent::Accepted { peer });
             }
             Event::Closed { session, peer, why } => {
                 debug!(?session, ?peer, %why, "session closed");
                 self.stand(session, |standing| standing.state = SessionState::Closed(why));
                 self.sessions.remove(&session);
-                if self.accepted.get(&peer) == Some(&session) {
-                    self.accepted.remove(&peer);
-                }
+                self.forget_accepted(peer, session);
                 shared.tell(NetEvent::Closed { peer, why });
             }
             Event::Request { incoming, peer, message } => {
@@ -330,6 +329,14 @@ impl State {
     fn stand(&self, session: SessionId, change: impl FnOnce(&mut Standing)) {
         if let Some(standing) = self.sessions.get(&session) {
             standing.send_modify(change);
+        }
+    }
+
+    fn forget_accepted(&mut self, peer: Id, session: SessionId) {
+        let Some(sessions) = self.accepted.get_mut(&peer) else { return };
+        sessions.retain(|other| *other != session);
+        if sessions.is_empty() {
+            self.accepted.remove(&peer);
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use m2m::{CloseReason, Code, ErrorKind, NetEvent, Request, Router, SessionState};
 
-use crate::fixture::{direct, echo, eventually, id, net, pair, serve, soon};
+use crate::fixture::{direct, echo, eventually, id, key, local, net, pair, serve, soon};
 
 #[tokio::test]
 async fn the_last_handle_closes_a_session() {
@@ -153,4 +153,43 @@ async fn a_shutdown_lets_answers_leave() {
     assert_eq!(soon(never).await.unwrap().unwrap_err().kind(), ErrorKind::SessionLost);
     // Twice is as good as once.
     soon(b.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_goes_on_when_nobody_waits_for_it() {
+    let (a, b, session) = pair().await;
+    let address = b.local_addr();
+    // Polled once, then dropped.
+    assert!(poll_fn(|cx| Poll::Ready(pin!(b.shutdown()).poll(cx).is_pending())).await);
+    soon(session.closed()).await;
+    soon(b.shutdown()).await;
+    std::net::UdpSocket::bind(address).expect("the socket is closed when a shutdown returns");
+    drop(a);
+}
+
+#[test]
+fn a_net_whose_runtime_is_gone_says_so() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let net = first.block_on(net(1));
+    // Nobody is there, so that this waits.
+    let session = first.block_on(async { net.dial(m2m::Peer::addr(id(2), local(9)).key(key(2))).unwrap() });
+    drop(first);
+    second.block_on(async {
+        assert_eq!(soon(session.up()).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(soon(session.get("/temp").into_future()).await.unwrap_err().kind(), ErrorKind::Closed);
+        soon(net.shutdown()).await;
+    });
+}
+
+#[tokio::test]
+async fn an_older_session_of_a_peer_is_found_when_its_newest_closes() {
+    let (a, b, older) = pair().await;
+    let newer = soon(a.connect(direct(&b, 2))).await.unwrap();
+    eventually(|| b.sessions() == 2).await;
+    drop(newer);
+    eventually(|| b.sessions() == 1).await;
+    let back = b.session(id(1)).expect("the older one lives");
+    assert!(soon(back.ping()).await.is_ok());
+    drop(older);
 }
