@@ -120,6 +120,8 @@ impl core::error::Error for CommandError {}
 pub enum ConnectError {
     /// No answer, and nothing known about why.
     Unreachable,
+    /// It is registered with the host, and answers neither us nor the host.
+    Silent,
     /// The host is not reachable, so the peer's id cannot be found.
     HostUnreachable,
     /// The host knows no net of that id.
@@ -136,7 +138,9 @@ impl ConnectError {
     /// The kind that faces show.
     pub fn kind(self) -> ErrorKind {
         match self {
-            ConnectError::Unreachable | ConnectError::HostUnreachable => ErrorKind::Unreachable,
+            ConnectError::Unreachable | ConnectError::Silent | ConnectError::HostUnreachable => {
+                ErrorKind::Unreachable
+            }
             ConnectError::UnknownPeer => ErrorKind::UnknownPeer,
             ConnectError::AuthenticationFailed => ErrorKind::AuthenticationFailed,
             ConnectError::HostRefused => ErrorKind::Refused,
@@ -149,6 +153,9 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ConnectError::Unreachable => "no answer: not running, unreachable, or wrong key",
+            ConnectError::Silent => {
+                "the peer is registered but answers neither us nor its host: asleep, or just gone; try again later"
+            }
             ConnectError::HostUnreachable => {
                 "the host does not answer: not running, unreachable, or wrong host key"
             }

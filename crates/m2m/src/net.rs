@@ -186,7 +186,7 @@ impl Net {
         };
         match found.await {
             Ok(Some(FoundStatus::ONLINE | FoundStatus::ELSEWHERE)) => Ok(true),
-            Ok(Some(FoundStatus::OFFLINE)) => Ok(false),
+            Ok(Some(FoundStatus::OFFLINE | FoundStatus::SILENT)) => Ok(false),
             Ok(Some(FoundStatus::BUSY)) => refused("the host is busy: ask again later"),
             Ok(Some(status)) => refused(&status.to_string()),
             Ok(None) => Err(Error::new(

@@ -15,6 +15,7 @@ use crate::{
     },
     stats::Drop,
     time::{Duration, Time},
+    wire::frame::FoundStatus,
     wire::packet::{Caps, CookieReply, KeyId, Resp, SuiteSet},
 };
 
@@ -64,7 +65,7 @@ impl Net {
             first_sent: now,
             next: now,
             deadline,
-            online: None,
+            found: None,
         };
         let id = self.table.insert(Session {
             peer,
@@ -112,15 +113,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         let State::Connecting(connecting) = &mut session.state else { return };
         if now >= connecting.deadline {
-            let why = match (waits_for_host, connecting.online) {
-                (true, _) if refused => ConnectError::HostRefused,
-                (true, _) => ConnectError::HostUnreachable,
-                (false, Some(true)) if connecting.sent >= INITS_FOR_A_VERDICT => {
-                    ConnectError::AuthenticationFailed
-                }
-                (false, Some(false)) => ConnectError::UnknownPeer,
-                _ => ConnectError::Unreachable,
-            };
+            let why = self.why_not_up(id).unwrap_or(ConnectError::Unreachable);
             return self.fail(now, id, why);
         }
         if waits_for_host || now < connecting.next {
@@ -141,13 +134,33 @@ impl Net {
             None => Time::NEVER,
         };
         let (path, peer) = (session.path, session.peer);
-        let ask_host = connecting.sent == INITS_FOR_A_VERDICT && connecting.online.is_none();
+        let ask_host = connecting.sent == INITS_FOR_A_VERDICT && connecting.found.is_none();
         let init = connecting.init.clone();
         self.send_raw(now, path, peer, &init);
         self.arm(id);
         if ask_host && matches!(path, Path::Through(_)) {
             self.ask_host(now, Ask::Lookup { id: peer, why: LookupFor::Session(id) });
         }
+    }
+
+    /// What is known of why a handshake of ours has had no answer so far; none for a session that is past it.
+    pub(super) fn why_not_up(&self, id: SessionId) -> Option<ConnectError> {
+        let session = self.table.get(id)?;
+        let State::Connecting(connecting) = &session.state else { return None };
+        if let Path::Through(host) = session.path
+            && !self.can_send(&session.path)
+        {
+            let refused = self.has_refused(host);
+            return Some(if refused { ConnectError::HostRefused } else { ConnectError::HostUnreachable });
+        }
+        Some(match connecting.found {
+            Some(FoundStatus::ONLINE | FoundStatus::ELSEWHERE) if connecting.sent >= INITS_FOR_A_VERDICT => {
+                ConnectError::AuthenticationFailed
+            }
+            Some(FoundStatus::OFFLINE) => ConnectError::UnknownPeer,
+            Some(FoundStatus::SILENT) => ConnectError::Silent,
+            _ => ConnectError::Unreachable,
+        })
     }
 
     /// Up to a tenth of a second, so that many nets that start together spread out.

@@ -11,14 +11,14 @@ use crate::{
         exchange::{Failure, LineEvent, Outcome},
         message::Message,
     },
-    error::{CloseReason, RequestError},
+    error::{CloseReason, ConnectError, RequestError},
     event::{Event, IncomingId, RequestId, SessionId},
     session::{OpenError, keys::Role, pn::Pn},
     stats::Drop,
     time::{Duration, Time},
     wire::{
         bundle::{Element, elements},
-        frame::{CloseCode, ErrorCode, Frame, Req},
+        frame::{CloseCode, ErrorCode, FoundStatus, Frame, Req},
         packet::Token,
     },
 };
@@ -65,6 +65,7 @@ impl Net {
         if is_first {
             self.evict_beyond_cap(now, id);
         }
+        self.answer_askers(id, FoundStatus::ONLINE);
         self.touch(id);
         self.arm(id);
     }
@@ -111,9 +112,13 @@ impl Net {
 
     /// Passes on what a session's line has to tell its user; `end` says why the session is over, if it is.
     pub(super) fn tell_line_events(&mut self, id: SessionId, end: Option<CloseReason>) {
+        let not_up = self.why_not_up(id);
         while let Some(event) = self.table.get_mut(id).and_then(|session| session.line.poll_event()) {
             if let LineEvent::Failed { user, reason, .. } = event {
                 let why = match (reason, end) {
+                    (_, None) if not_up.is_some() => {
+                        RequestError::NotSent(not_up.unwrap_or(ConnectError::Unreachable))
+                    }
                     (Failure::NotSent, Some(why)) => RequestError::NeverLeft(why),
                     (Failure::SessionLost, Some(why)) => RequestError::SessionLost(why),
                     (Failure::Reset, _) => RequestError::Reset,
@@ -171,7 +176,8 @@ impl Net {
 
     fn on_pong(&mut self, now: Time, id: SessionId, req: Req, observed: Option<SocketAddr>) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. })) else {
+        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. } | Ask::Probe))
+        else {
             return;
         };
         if let Some(secure) = session.secure.as_mut() {

@@ -479,11 +479,7 @@ impl Net {
                 if let Some(State::Connecting(connecting)) =
                     self.table.get_mut(waiting).map(|session| &mut session.state)
                 {
-                    connecting.online = match status {
-                        FoundStatus::ONLINE | FoundStatus::ELSEWHERE => Some(true),
-                        FoundStatus::OFFLINE => Some(false),
-                        _ => None,
-                    };
+                    connecting.found = Some(status);
                 }
             }
             _ => {}

@@ -3,7 +3,7 @@ use alloc::boxed::Box;
 
 use super::{
     Net,
-    session::{Guest, Proof, Registering},
+    session::{Ask, Guest, Proof, Registering},
 };
 use crate::{
     config::Config,
@@ -22,6 +22,10 @@ use crate::{
 
 /// An epoch may be ahead of the host's clock by so much (protocol, section 8).
 const EPOCH_SLACK_MS: u64 = 5 * 60 * 1000;
+/// A net heard so lately need not be asked whether it is there.
+const JUST_HEARD: Duration = Duration::from_secs(2);
+/// Look-ups of one id that wait for it at once.
+const MAX_ASKERS: usize = 16;
 /// Longest lease of an ephemeral registration.
 const EPHEMERAL_LEASE: Duration = Duration::from_secs(120);
 
@@ -35,6 +39,8 @@ impl Guest {
             waiting: None,
             lease: Duration::ZERO,
             registered: false,
+            askers: alloc::vec::Vec::new(),
+            probed: Time::ZERO,
             lookups: bucket(limits.lookup_rate),
             errors: bucket(limits.error_rate),
             out_packets: bucket(limits.relay_packets),
@@ -197,10 +203,55 @@ impl Net {
         let status = match in_budget {
             None => FoundStatus::REFUSED,
             Some(false) => FoundStatus::BUSY,
-            Some(true) if wanted == own || self.registry.get(&wanted).is_some() => FoundStatus::ONLINE,
-            Some(true) => FoundStatus::OFFLINE,
+            Some(true) if wanted == own => FoundStatus::ONLINE,
+            Some(true) => match self.registry.get(&wanted).map(|there| there.session) {
+                None => FoundStatus::OFFLINE,
+                Some(there) => match self.presence(now, there, (id, req)) {
+                    Some(status) => status,
+                    None => return,
+                },
+            },
         };
-        let home = if status == FoundStatus::ONLINE { own } else { Id::ANY };
+        self.answer_lookup(id, req, status);
+    }
+
+    /// Whether a registered net is there: at once if it was heard just now. Else it is asked, and the answer follows.
+    fn presence(&mut self, now: Time, there: SessionId, asker: (SessionId, Req)) -> Option<FoundStatus> {
+        let session = self.table.get_mut(there)?;
+        let Some(guest) = session.guest.as_mut() else { return Some(FoundStatus::OFFLINE) };
+        if now.since(session.last_heard) < JUST_HEARD || asker.0 == there {
+            return Some(FoundStatus::ONLINE);
+        }
+        if guest.askers.contains(&asker) {
+            return None;
+        }
+        if guest.askers.len() >= MAX_ASKERS {
+            return Some(FoundStatus::BUSY);
+        }
+        if guest.askers.is_empty() {
+            guest.probed = now;
+            session.control.ask(Ask::Probe, now);
+        }
+        guest.askers.push(asker);
+        self.touch(there);
+        None
+    }
+
+    /// Tells those who look a peer up how it is.
+    pub(super) fn answer_askers(&mut self, there: SessionId, status: FoundStatus) {
+        let askers = self
+            .table
+            .get_mut(there)
+            .and_then(|session| session.guest.as_mut())
+            .map(|guest| core::mem::take(&mut guest.askers));
+        for (asker, req) in askers.unwrap_or_default() {
+            self.answer_lookup(asker, req, status);
+        }
+    }
+
+    fn answer_lookup(&mut self, id: SessionId, req: Req, status: FoundStatus) {
+        let is_here = matches!(status, FoundStatus::ONLINE | FoundStatus::SILENT);
+        let home = if is_here { self.config.id } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     },
     time::{Duration, Time},
     wire::{
-        frame::{Epoch, Frame, Req},
+        frame::{Epoch, FoundStatus, Frame, Req},
         packet::Token,
     },
 };
@@ -51,7 +51,7 @@ pub(crate) struct Connecting {
     pub(crate) next: Time,
     pub(crate) deadline: Time,
     /// What the host said when it was asked whether the peer is there.
-    pub(crate) online: Option<bool>,
+    pub(crate) found: Option<FoundStatus>,
 }
 
 /// A handshake that a peer started, until its first packet under the new keys.
@@ -128,6 +128,9 @@ pub(crate) struct Guest {
     /// Its registration ends then; later with each packet.
     pub(crate) lease: Duration,
     pub(crate) registered: bool,
+    /// Who asked whether it is there, while it is being asked itself.
+    pub(crate) askers: Vec<(SessionId, Req)>,
+    pub(crate) probed: Time,
     pub(crate) lookups: TokenBucket,
     pub(crate) errors: TokenBucket,
     pub(crate) out_packets: TokenBucket,
@@ -154,6 +157,8 @@ pub(crate) struct Control {
     pub(crate) once: VecDeque<Frame<'static>>,
 }
 
+/// A registered net that does not answer its host for so long is told to be silent.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// Control questions open at once in one session; beyond it a command fails.
 pub(crate) const MAX_ASKS: usize = 32;
 /// Control frames that wait to leave once; beyond it the newest is dropped, and asked for again by its sender.
@@ -172,9 +177,21 @@ pub(crate) struct Asking {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask {
-    Ping { user: Option<RequestId>, next_s: u16 },
-    Register { epoch: Epoch, ephemeral: bool, lease_s: u32 },
-    Lookup { id: Id, why: LookupFor },
+    Ping {
+        user: Option<RequestId>,
+        next_s: u16,
+    },
+    /// A PING on behalf of one who looks the peer up: no answer means nothing for the session.
+    Probe,
+    Register {
+        epoch: Epoch,
+        ephemeral: bool,
+        lease_s: u32,
+    },
+    Lookup {
+        id: Id,
+        why: LookupFor,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -247,7 +264,8 @@ impl Session {
                 .min(self.control.next_due())
                 .min(self.ping_due())
                 .min(self.last_heard + self.keepalive.silence)
-                .min(self.lease_due()),
+                .min(self.lease_due())
+                .min(self.probe_due()),
         }
     }
 
@@ -261,6 +279,14 @@ impl Session {
     pub(crate) fn lease_due(&self) -> Time {
         match &self.guest {
             Some(guest) if guest.registered => self.last_heard + guest.lease,
+            _ => Time::NEVER,
+        }
+    }
+
+    /// When those who look this peer up are told that it is silent.
+    pub(crate) fn probe_due(&self) -> Time {
+        match &self.guest {
+            Some(guest) if !guest.askers.is_empty() => guest.probed + PROBE_PATIENCE,
             _ => Time::NEVER,
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     error::CloseReason,
     event::{Event, SessionId},
     time::{Duration, Time},
-    wire::frame::CloseCode,
+    wire::frame::{CloseCode, FoundStatus},
 };
 
 /// A question without an answer for so long, or for four RTOs if that is longer, means that nobody is there.
@@ -88,6 +88,9 @@ impl Net {
         if now >= session.lease_due() {
             let peer = session.peer;
             self.unregister_session(peer, id);
+        }
+        if now >= self.table.get(id).map_or(Time::NEVER, Session::probe_due) {
+            self.answer_askers(id, FoundStatus::SILENT);
         }
         if self.give_up_asks(now, id) {
             return self.end(now, id, CloseReason::Lost, Some(CloseCode::DONE));

@@ -314,6 +314,7 @@ fn push_ask(asking: &Asking, proof: Option<&Proof>, plain: &mut PlainWriter<'_>)
     let req = asking.req;
     match asking.what {
         Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
+        Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
             if let Some(Proof::Made(made)) = proof

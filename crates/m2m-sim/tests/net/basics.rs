@@ -313,6 +313,59 @@ fn a_session_whose_key_is_spent_ends_with_words_on_both_sides() {
 }
 
 #[test]
+fn a_device_that_died_is_not_taken_for_one_with_another_key() {
+    use m2m_proto::wire::frame::FoundStatus;
+    let mut world = World::new(14);
+    let host = world.add_host(1);
+    let device = world.add_guest(2, host, 1);
+    let app = world.add_guest(3, host, 1);
+    registered(&mut world, device);
+    registered(&mut world, app);
+    world.run(5 * SECOND);
+    let found = |world: &mut World, n: u64| {
+        world.command(app, |net, now| net.lookup(now, World::id(2), RequestId(n), now + 9 * SECOND).unwrap());
+        world.wait_for(app, 10 * SECOND, |event| match event {
+            Event::Found { request, status } if *request == RequestId(n) => *status,
+            _ => None,
+        })
+    };
+    assert_eq!(found(&mut world, 1), FoundStatus::ONLINE, "it is asked, and answers");
+    world.kill(device);
+    world.run(5 * SECOND);
+    assert_eq!(found(&mut world, 2), FoundStatus::SILENT);
+    assert_eq!(world.net(host).registrations(), 2, "a question ends no registration");
+    let session =
+        world.command(app, |net, now| net.connect(now, World::id(2), &key(2), Route::Host).unwrap());
+    post(&mut world, app, session, 7, b"x");
+    let why = world.wait_for(app, 15 * SECOND, |event| match event {
+        Event::ConnectFailed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(why, ConnectError::Silent);
+}
+
+#[test]
+fn a_request_that_gives_up_before_its_session_is_up_was_not_sent() {
+    let mut world = World::new(15);
+    let app = world.add(World::config(3));
+    let nowhere = "192.0.2.1:9".parse().unwrap();
+    let session = world
+        .command(app, |net, now| net.connect(now, World::id(2), &key(2), Route::Direct(nowhere)).unwrap());
+    let deadline = world.now + SECOND;
+    world.command(app, |net, now| {
+        let options = OptionSet::default();
+        let request =
+            Request { code: Code::POST, options: &options, payload: b"x", confirmable: true, deadline };
+        net.request(now, session, RequestId(1), &request).unwrap();
+    });
+    let why = world.wait_for(app, 2 * SECOND, |event| match event {
+        Event::RequestFailed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(why, RequestError::NotSent(ConnectError::Unreachable));
+}
+
+#[test]
 fn the_net_at_an_address_tells_its_id() {
     let mut world = World::new(11);
     let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));

@@ -132,6 +132,8 @@ impl FoundStatus {
     pub const REFUSED: FoundStatus = FoundStatus(3);
     /// Over the budget of lookups; ask later.
     pub const BUSY: FoundStatus = FoundStatus(4);
+    /// Registered, but it does not answer the host: asleep, or just gone.
+    pub const SILENT: FoundStatus = FoundStatus(5);
 }
 
 impl fmt::Display for FoundStatus {
@@ -142,6 +144,7 @@ impl fmt::Display for FoundStatus {
             FoundStatus::ELSEWHERE => "online at another host",
             FoundStatus::REFUSED => "lookup refused",
             FoundStatus::BUSY => "the host is busy",
+            FoundStatus::SILENT => "registered, but silent",
             FoundStatus(other) => return write!(f, "lookup status {other}"),
         })
     }
