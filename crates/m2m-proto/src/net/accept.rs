@@ -190,22 +190,15 @@ impl Net {
     }
 
     /// The first packet under the new keys: the peer is who it says, and it is there.
-    pub(super) fn confirm(&mut self, now: Time, id: SessionId, origin: Origin) -> bool {
-        let Some(session) = self.table.get_mut(id) else { return false };
-        let State::HalfOpen(half_open) = &session.state else { return false };
-        // A copy of this packet from elsewhere moves nothing.
-        let Some(path) = half_open.proven_path(origin.path()) else {
-            self.stats.drop(Drop::BadHandshake);
-            return false;
-        };
-        session.path = path;
+    pub(super) fn confirm(&mut self, now: Time, id: SessionId, origin: Origin) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        session.path = origin.path();
         session.state = State::Up;
         session.last_heard = now;
         let peer = session.peer;
         self.table.confirmed();
         self.event(Event::Accepted { session: id, peer });
         self.arm(id);
-        true
     }
 
     /// Keeps a peer's sessions within their cap, once what the newest brought has acted. Those that hold a registration,

@@ -30,6 +30,12 @@ impl Net {
         if !origin.may_speak_for(session.peer) {
             return self.stats.drop(Drop::BadHandshake);
         }
+        if let State::HalfOpen(half_open) = &session.state
+            && !half_open.takes_from(origin.path())
+        {
+            // A copy from elsewhere of the packet that confirms: it moves nothing, and does not spend the number either.
+            return self.stats.drop(Drop::BadHandshake);
+        }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
         let plain = match secure.open(datagram) {
             Ok(range) => datagram.get(range).unwrap_or_default(),
@@ -40,8 +46,8 @@ impl Net {
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
-        if is_first && !self.confirm(now, id, origin) {
-            return;
+        if is_first {
+            self.confirm(now, id, origin);
         }
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;

@@ -73,13 +73,9 @@ impl HalfOpen {
         }
     }
 
-    /// Where the peer is that sent the first packet, which `path` brought: whoever could make it had our RESP, and RESP
-    /// went to few places. None if it came from none of them, and it could be any.
-    pub(crate) fn proven_path(&self, path: Path) -> Option<Path> {
-        match self.answered {
-            [only, None, ..] => only,
-            several => several.contains(&Some(path)).then_some(path),
-        }
+    /// Whoever could make a first packet had our RESP, so it comes from where that went.
+    pub(crate) fn takes_from(&self, path: Path) -> bool {
+        self.answered.contains(&Some(path))
     }
 }
 
