@@ -153,6 +153,7 @@ pub(crate) struct Send {
     #[arg(help = PEER_HELP)]
     pub(crate) peer: PeerName,
     /// What to send; `-` sends each line of stdin and prints the answers in order
+    #[arg(allow_hyphen_values = true)]
     pub(crate) text: String,
 }
 
@@ -169,10 +170,10 @@ pub(crate) struct RequestWithPayload {
     #[command(flatten)]
     pub(crate) request: Request,
     /// What to send; `-` is stdin
-    #[arg(conflicts_with_all = ["data", "file"])]
+    #[arg(conflicts_with_all = ["data", "file"], allow_hyphen_values = true)]
     pub(crate) payload: Option<String>,
     /// What to send
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) data: Option<String>,
     /// A file that holds what to send; `-` is stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
@@ -261,6 +262,28 @@ mod tests {
         assert_eq!(parse_resource("/temp=21=x"), Ok(temp));
         for text in ["/temp", "temp=21", "/=21", "=21"] {
             assert!(parse_resource(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_may_start_with_a_hyphen() {
+        for text in ["-hello", "-5", "-", "--", "--unheard-of"] {
+            let args = Args::try_parse_from(["m2m", "send", "2", "--", text]);
+            let Verb::Send(send) = args.unwrap().verb else { panic!("{text}") };
+            assert_eq!(send.text, text);
+        }
+        for text in ["-hello", "-5", "-", "-vv5", "--unheard-of"] {
+            let args = Args::try_parse_from(["m2m", "send", "--json", "2", text, "--id", "3"]);
+            let args = args.unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(args.globals.json && args.globals.id.is_some());
+            let Verb::Send(send) = args.verb else { panic!("{text}") };
+            assert_eq!(send.text, text);
+            for words in [&[text, "--format", "0"][..], &["-d", text], &["--data", text]] {
+                let words = [&["m2m", "put", "2", "/temp"], words].concat();
+                let args = Args::try_parse_from(words).unwrap_or_else(|error| panic!("{text}: {error}"));
+                let Verb::Put(put) = args.verb else { panic!("{text}") };
+                assert_eq!(put.payload.or(put.data).as_deref(), Some(text));
+            }
         }
     }
 
