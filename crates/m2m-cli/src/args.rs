@@ -124,6 +124,37 @@ pub(crate) struct Server {
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) max_router_tm: Option<f64>,
+    #[command(subcommand)]
+    pub(crate) task: Option<ServerTask>,
+}
+
+/// What there is to do beside a running host.
+#[derive(Subcommand)]
+pub(crate) enum ServerTask {
+    /// Show and change which device key each id belongs to, while the host runs or not
+    #[command(subcommand)]
+    Claims(Claims),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Claims {
+    /// Show each claimed id, its device's public key, and since when
+    List,
+    /// Let the next device that comes have this id
+    Forget {
+        /// The claimed id
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        claimed: Id,
+    },
+    /// Give this id to one device, whoever had it
+    Pin {
+        /// The id to claim
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        claimed: Id,
+        /// The device's public key: 64 hex digits, as `m2m id` shows them
+        #[arg(value_name = "DEVICE", value_parser = parse_public)]
+        public: [u8; 32],
+    },
 }
 
 #[derive(ClapArgs)]
@@ -221,6 +252,21 @@ pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| "a number of seconds, from 0.001 to 86400".into())
 }
 
+/// A device's public key, in hex.
+fn parse_public(text: &str) -> Result<[u8; 32], String> {
+    let wrong = || "64 hex digits, the line \"device\" of `m2m id`".to_owned();
+    let text = text.trim();
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let mut public = [0; 32];
+    for (byte, digits) in public.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(public)
+}
+
 fn parse_resource(text: &str) -> Result<Resource, String> {
     let (path, value) = text.split_once('=').ok_or("write it as /PATH=VALUE, such as /temp=21")?;
     if !path.starts_with('/') || path.len() < 2 {
@@ -254,6 +300,14 @@ mod tests {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
         assert_eq!(parse_seconds("0.5"), Ok(0.5));
+    }
+
+    #[test]
+    fn a_public_key_has_64_digits() {
+        assert_eq!(parse_public(&"0a".repeat(32)), Ok([10; 32]));
+        for text in ["", "0a", &"0a".repeat(33), &"+a".repeat(32), &"é".repeat(32)] {
+            assert!(parse_public(text).is_err(), "{text}");
+        }
     }
 
     #[test]

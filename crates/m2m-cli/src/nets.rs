@@ -108,6 +108,14 @@ pub(crate) fn state_folder(settings: &Settings, id: Id, key: &KeyFile) -> Result
     }
 }
 
+/// [`state_folder`] of the net that the settings name; with `--state-dir` they need name nothing else.
+pub(crate) fn own_folder(settings: &Settings) -> Result<PathBuf, Failure> {
+    match &settings.state_dir {
+        Some(folder) => Ok(folder.clone()),
+        None => state_folder(settings, settings.need_id()?, &settings.need_key()?),
+    }
+}
+
 /// Waits for a future at most as long as `--timeout` says.
 pub(crate) async fn within<T>(
     settings: &Settings,

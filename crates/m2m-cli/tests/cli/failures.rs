@@ -159,3 +159,53 @@ fn an_impostor_is_refused() {
     );
     assert_eq!(world.app(&host, &["send", "2", "still you?"]).ok(), "still you?\n");
 }
+
+/// A device that lost its state folder gets its id back when the host's operator frees it, beside the running host.
+#[test]
+fn claims_are_shown_and_changed_beside_the_host() {
+    let world = World::new();
+    let claims = |words: &[&str]| world.run(&[&["server", "claims", "--state-dir", "host"], words].concat());
+    let none = claims(&["list"]);
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
+    assert!(none.stderr.contains("no id is claimed"), "{none:?}");
+
+    let host = world.host();
+    drop(world.device(&host, &[]));
+    let listed = claims(&["list", "--json"]).objects();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(listed[0]["since"].as_str().is_some_and(|since| since.starts_with("20")), "{listed:?}");
+    let by_key = world.run(&["id", "--id", "2", "--key-file", "dev.key", "--json"]).objects();
+    assert_eq!((&listed[0]["id"], &listed[0]["device"]), (&by_key[0]["id"], &by_key[0]["device"]));
+
+    assert_eq!(claims(&["forget", "2", "--json"]).objects()[0]["was_claimed"], true);
+    assert_eq!(claims(&["forget", "2", "--json"]).objects()[0]["was_claimed"], false);
+    let device = world.device(&host, &["--state-dir", "elsewhere"]);
+    drop(device);
+
+    let public = "0a".repeat(32);
+    assert_eq!(claims(&["pin", "2", &public]).code, Some(0));
+    assert!(claims(&["list"]).ok().contains(&format!("2  {public}  since 20")));
+    claims(&["pin", "2", "0a"]).fails(2, &["64 hex digits"]);
+    world.run(&["server", "claims", "list"]).fails(7, &["--id"]);
+}
+
+#[test]
+fn damaged_state_stops_a_device_only_where_it_must() {
+    let world = World::new();
+    let host = world.host();
+    drop(world.device(&host, &["--state-dir", "dev"]));
+    fs::write(world.path("dev/epoch"), "").unwrap();
+    let device = world.device(&host, &["--state-dir", "dev"]);
+    assert!(device.words().contains("epoch: the file is damaged"), "{}", device.words());
+    drop(device);
+
+    fs::write(world.path("dev/device.key"), "abcd").unwrap();
+    let words = ["--id", "2", "--key-file", "dev.key", "--state-dir", "dev"];
+    world.run(&[&["node"], &words[..]].concat()).fails(7, &["device.key", "claims forget"]);
+    world.run(&[&["id"], &words[..]].concat()).fails(7, &["device.key"]);
+    drop(host);
+    fs::write(world.path("host/claims.redb"), "no database").unwrap();
+    let words = ["server", "--id", "1", "--key-file", "host.key", "--state-dir", "host"];
+    world.run(&[&words[..], &["--bind", "127.0.0.1:0"]].concat()).fails(7, &["claims.redb"]);
+    world.run(&[&words[..], &["claims", "list"]].concat()).fails(7, &["claims.redb"]);
+}
