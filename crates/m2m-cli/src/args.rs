@@ -6,7 +6,8 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use m2m::Id;
 use m2m::names::{Endpoint, PeerName};
 
-const EXIT_CODES: &str = "\
+/// What stands below `-h`.
+const ENVIRONMENT: &str = "\
 Keys come from files or the environment (M2M_KEY, M2M_HOST_KEY, M2M_PEER_KEY in hex; M2M_KEY_FILE, M2M_HOST_KEY_FILE,
 M2M_PEER_KEY_FILE), never from the command line. The other flags may stand in M2M_ID, M2M_HOST, M2M_STATE_DIR,
 M2M_TIMEOUT, M2M_JSON, or in m2m/config.toml below ~/.config. A flag wins over the environment, that over the file.
@@ -14,9 +15,27 @@ M2M_TIMEOUT, M2M_JSON, or in m2m/config.toml below ~/.config. A flag wins over t
 Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx, 5 the peer answered 5.xx,
 6 authentication, 7 configuration.";
 
+/// What stands below `--help`, besides.
+const CONFIGURATION: &str = "\
+The configuration file is m2m/config.toml in $XDG_CONFIG_HOME or ~/.config, or what --config or M2M_CONFIG names.
+All lines may be missing; relative paths start at the file's folder:
+
+    id = \"3\"                          # as --id
+    key_file = \"app.key\"              # as --key-file
+    host = \"1@relay.example:9527\"     # as --host
+    host_key_file = \"host.key\"        # as --host-key-file
+    peer_key_file = \"dev.key\"         # as --peer-key-file
+    state_dir = \"state\"               # as --state-dir
+    timeout = 30                        # as --timeout
+    json = false                        # as --json
+
+    [peers]                             # other names for peers: m2m send kitchen hello
+    kitchen = \"2\"
+    pump = \"4@10.0.0.7:9528\"";
+
 /// Machines that find each other by id, behind any NAT, and talk over encrypted sessions.
 #[derive(Parser)]
-#[command(name = "m2m", version, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "m2m", version, after_help = ENVIRONMENT, after_long_help = format!("{ENVIRONMENT}\n\n{CONFIGURATION}"), max_term_width = 110)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -119,7 +138,7 @@ pub(crate) struct Keygen {
 #[derive(ClapArgs)]
 pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
@@ -160,7 +179,7 @@ pub(crate) enum Claims {
 #[derive(ClapArgs)]
 pub(crate) struct Node {
     /// Where to listen [default: any free port]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
     /// Answer data with the same data; without it, data is printed
     #[arg(long)]
@@ -250,6 +269,13 @@ pub(crate) fn parse_id(text: &str) -> Result<Id, String> {
 pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     let seconds = text.trim().parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
     seconds.ok_or_else(|| "a number of seconds, from 0.001 to 86400".into())
+}
+
+/// Where to listen: an address of this machine, or all of them.
+fn parse_bind(text: &str) -> Result<SocketAddr, String> {
+    let wrong = "an address and a port, such as [::]:9530 for all addresses, 0.0.0.0:9530 for all of IPv4, or \
+                 127.0.0.1:9530 for this machine alone";
+    text.trim().parse().map_err(|_| wrong.into())
 }
 
 /// A device's public key, in hex.
