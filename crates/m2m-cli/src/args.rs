@@ -17,19 +17,19 @@ Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answere
 
 /// What stands below `--help`, besides.
 const CONFIGURATION: &str = "\
-The configuration file is m2m/config.toml in $XDG_CONFIG_HOME or ~/.config, or what --config or M2M_CONFIG names.
-All lines may be missing; relative paths start at the file's folder:
+The configuration file is m2m/config.toml in $XDG_CONFIG_HOME or ~/.config, or what --config
+or M2M_CONFIG names. All lines may be missing; relative paths start at the file's folder:
 
-    id = \"3\"                          # as --id
-    key_file = \"app.key\"              # as --key-file
-    host = \"1@relay.example:9527\"     # as --host
-    host_key_file = \"host.key\"        # as --host-key-file
-    peer_key_file = \"dev.key\"         # as --peer-key-file
-    state_dir = \"state\"               # as --state-dir
-    timeout = 30                        # as --timeout
-    json = false                        # as --json
+    id = \"3\"                        # as --id
+    key_file = \"app.key\"            # as --key-file
+    host = \"1@relay.example:9527\"   # as --host
+    host_key_file = \"host.key\"      # as --host-key-file
+    peer_key_file = \"dev.key\"       # as --peer-key-file
+    state_dir = \"state\"             # as --state-dir
+    timeout = 30                    # as --timeout
+    json = false                    # as --json
 
-    [peers]                             # other names for peers: m2m send kitchen hello
+    [peers]                         # other names for peers: m2m send kitchen hello
     kitchen = \"2\"
     pump = \"4@10.0.0.7:9528\"";
 

@@ -120,7 +120,7 @@ pub(crate) fn with_refusal(net: &Net, failure: Failure) -> Failure {
     match net.host() {
         HostState::Refused { why } if error.kind() == ErrorKind::Refused && error.code().is_none() => {
             let during = during.map(|during| format!("{during}: ")).unwrap_or_default();
-            Failure::Net { error, during: Some(format!("{during}{why}")) }
+            Failure::Net { error, during: Some(format!("{during}not registered ({why})")) }
         }
         _ => Failure::Net { error, during },
     }

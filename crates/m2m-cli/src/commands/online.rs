@@ -27,12 +27,9 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Online) -> R
     let net = nets::open_one_shot(settings, output, true).await?;
     let asked = nets::within(settings, "the host", ask(&net, id)).await;
     nets::close(&net).await;
-    let asked = asked.map_err(|failure| match failure {
-        Failure::Net { error, .. } if error.kind() == ErrorKind::Unreachable => {
-            let words = format!("{error} (or wrong host key)");
-            Failure::TimedOut(format!("host {}: {words}", nets::host_words(host)))
-        }
-        failure => failure,
+    let asked = asked.map_err(|failure| match failure.exit() {
+        Exit::Unreachable => failure.during(format!("host {}", nets::host_words(host))),
+        _ => failure,
     });
     let online = match asked {
         Err(Failure::Net { error, .. }) if error.kind() == ErrorKind::UnknownPeer => false,
