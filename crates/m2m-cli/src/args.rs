@@ -6,7 +6,8 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use m2m::Id;
 use m2m::names::{Endpoint, PeerName};
 
-const EXIT_CODES: &str = "\
+/// What stands below `-h`.
+const ENVIRONMENT: &str = "\
 Keys come from files or the environment (M2M_KEY, M2M_HOST_KEY, M2M_PEER_KEY in hex; M2M_KEY_FILE, M2M_HOST_KEY_FILE,
 M2M_PEER_KEY_FILE), never from the command line. The other flags may stand in M2M_ID, M2M_HOST, M2M_STATE_DIR,
 M2M_TIMEOUT, M2M_JSON, or in m2m/config.toml below ~/.config. A flag wins over the environment, that over the file.
@@ -14,9 +15,27 @@ M2M_TIMEOUT, M2M_JSON, or in m2m/config.toml below ~/.config. A flag wins over t
 Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx, 5 the peer answered 5.xx,
 6 authentication, 7 configuration.";
 
+/// What stands below `--help`, besides.
+const CONFIGURATION: &str = "\
+The configuration file is m2m/config.toml in $XDG_CONFIG_HOME or ~/.config, or what --config
+or M2M_CONFIG names. All lines may be missing; relative paths start at the file's folder:
+
+    id = \"3\"                        # as --id
+    key_file = \"app.key\"            # as --key-file
+    host = \"1@relay.example:9527\"   # as --host
+    host_key_file = \"host.key\"      # as --host-key-file
+    peer_key_file = \"dev.key\"       # as --peer-key-file
+    state_dir = \"state\"             # as --state-dir
+    timeout = 30                    # as --timeout
+    json = false                    # as --json
+
+    [peers]                         # other names for peers: m2m send kitchen hello
+    kitchen = \"2\"
+    pump = \"4@10.0.0.7:9528\"";
+
 /// Machines that find each other by id, behind any NAT, and talk over encrypted sessions.
 #[derive(Parser)]
-#[command(name = "m2m", version, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "m2m", version, after_help = ENVIRONMENT, after_long_help = format!("{ENVIRONMENT}\n\n{CONFIGURATION}"), max_term_width = 110)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -119,17 +138,48 @@ pub(crate) struct Keygen {
 #[derive(ClapArgs)]
 pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) max_router_tm: Option<f64>,
+    #[command(subcommand)]
+    pub(crate) task: Option<ServerTask>,
+}
+
+/// What there is to do beside a running host.
+#[derive(Subcommand)]
+pub(crate) enum ServerTask {
+    /// Show and change which device key each id belongs to, while the host runs or not
+    #[command(subcommand)]
+    Claims(Claims),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Claims {
+    /// Show each claimed id, its device's public key, and since when
+    List,
+    /// Let the next device that comes have this id
+    Forget {
+        /// The claimed id
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        claimed: Id,
+    },
+    /// Give this id to one device, whoever had it
+    Pin {
+        /// The id to claim
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        claimed: Id,
+        /// The device's public key: 64 hex digits, as `m2m id` shows them
+        #[arg(value_name = "DEVICE", value_parser = parse_public)]
+        public: [u8; 32],
+    },
 }
 
 #[derive(ClapArgs)]
 pub(crate) struct Node {
     /// Where to listen [default: any free port]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
     /// Answer data with the same data; without it, data is printed
     #[arg(long)]
@@ -153,6 +203,7 @@ pub(crate) struct Send {
     #[arg(help = PEER_HELP)]
     pub(crate) peer: PeerName,
     /// What to send; `-` sends each line of stdin and prints the answers in order
+    #[arg(allow_hyphen_values = true)]
     pub(crate) text: String,
 }
 
@@ -169,10 +220,10 @@ pub(crate) struct RequestWithPayload {
     #[command(flatten)]
     pub(crate) request: Request,
     /// What to send; `-` is stdin
-    #[arg(conflicts_with_all = ["data", "file"])]
+    #[arg(conflicts_with_all = ["data", "file"], allow_hyphen_values = true)]
     pub(crate) payload: Option<String>,
     /// What to send
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) data: Option<String>,
     /// A file that holds what to send; `-` is stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
@@ -220,6 +271,28 @@ pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| "a number of seconds, from 0.001 to 86400".into())
 }
 
+/// Where to listen: an address of this machine, or all of them.
+fn parse_bind(text: &str) -> Result<SocketAddr, String> {
+    let wrong = "an address and a port, such as [::]:9530 for all addresses, 0.0.0.0:9530 for all of IPv4, or \
+                 127.0.0.1:9530 for this machine alone";
+    text.trim().parse().map_err(|_| wrong.into())
+}
+
+/// A device's public key, in hex.
+fn parse_public(text: &str) -> Result<[u8; 32], String> {
+    let wrong = || "64 hex digits, the line \"device\" of `m2m id`".to_owned();
+    let text = text.trim();
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let mut public = [0; 32];
+    for (byte, digits) in public.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(public)
+}
+
 fn parse_resource(text: &str) -> Result<Resource, String> {
     let (path, value) = text.split_once('=').ok_or("write it as /PATH=VALUE, such as /temp=21")?;
     if !path.starts_with('/') || path.len() < 2 {
@@ -256,11 +329,41 @@ mod tests {
     }
 
     #[test]
+    fn a_public_key_has_64_digits() {
+        assert_eq!(parse_public(&"0a".repeat(32)), Ok([10; 32]));
+        for text in ["", "0a", &"0a".repeat(33), &"+a".repeat(32), &"é".repeat(32)] {
+            assert!(parse_public(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_resource_has_a_path_and_a_value() {
         let temp = Resource { path: "/temp".into(), value: "21=x".into() };
         assert_eq!(parse_resource("/temp=21=x"), Ok(temp));
         for text in ["/temp", "temp=21", "/=21", "=21"] {
             assert!(parse_resource(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_may_start_with_a_hyphen() {
+        for text in ["-hello", "-5", "-", "--", "--unheard-of"] {
+            let args = Args::try_parse_from(["m2m", "send", "2", "--", text]);
+            let Verb::Send(send) = args.unwrap().verb else { panic!("{text}") };
+            assert_eq!(send.text, text);
+        }
+        for text in ["-hello", "-5", "-", "-vv5", "--unheard-of"] {
+            let args = Args::try_parse_from(["m2m", "send", "--json", "2", text, "--id", "3"]);
+            let args = args.unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(args.globals.json && args.globals.id.is_some());
+            let Verb::Send(send) = args.verb else { panic!("{text}") };
+            assert_eq!(send.text, text);
+            for words in [&[text, "--format", "0"][..], &["-d", text], &["--data", text]] {
+                let words = [&["m2m", "put", "2", "/temp"], words].concat();
+                let args = Args::try_parse_from(words).unwrap_or_else(|error| panic!("{text}: {error}"));
+                let Verb::Put(put) = args.verb else { panic!("{text}") };
+                assert_eq!(put.payload.or(put.data).as_deref(), Some(text));
+            }
         }
     }
 

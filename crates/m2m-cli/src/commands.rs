@@ -1,4 +1,5 @@
 //! The verbs, and what they share: reading the settings, the event loop, the signals that end a program.
+mod claims;
 mod demo;
 mod id;
 mod keygen;
@@ -13,7 +14,7 @@ mod stop;
 use clap::CommandFactory;
 use m2m_proto::coap::code::Code;
 
-use crate::args::{Args, RequestWithPayload, Verb};
+use crate::args::{Args, RequestWithPayload, Server, ServerTask, Verb};
 use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -52,6 +53,9 @@ async fn dispatch(args: Args, output: &mut Output) -> Result<Exit, Failure> {
     match args.verb {
         Verb::Keygen(keygen) => keygen::run(settings, output, &keygen),
         Verb::Id => id::run(settings, output),
+        Verb::Server(Server { task: Some(ServerTask::Claims(task)), .. }) => {
+            claims::run(settings, output, &task)
+        }
         Verb::Server(server) => server::run(settings, output, &server).await,
         Verb::Node(node) => node::run(settings, output, node).await,
         Verb::Send(send) => send::run(settings, output, &send).await,

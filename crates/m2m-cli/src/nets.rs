@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use m2m::keyfile::KeyFile;
-use m2m::names::PeerName;
+use m2m::names::{Endpoint, PeerName};
 use m2m::state::{StateDir, StateError};
-use m2m::{Id, Key, Net, NetBuilder, Peer, Session};
+use m2m::{ErrorKind, HostState, Id, Key, Net, NetBuilder, Peer, Session};
 
 use crate::config::Settings;
 use crate::exit::Failure;
-use crate::output::Output;
+use crate::output::{Output, short};
 
 /// How often a state folder is tried that another command holds.
 const FOLDER_RETRY: Duration = Duration::from_millis(50);
@@ -49,9 +49,17 @@ fn peer(settings: &Settings, name: PeerName) -> Result<Peer, Failure> {
 /// Opens the net of a command that ends by itself: with `--id` that id and its device key, else a random id that is
 /// registered without a claim. A host is needed only for a peer that is to be found by its id.
 pub(crate) async fn open_one_shot(settings: &Settings, output: Output, by_id: bool) -> Result<Net, Failure> {
-    let key = match &settings.key {
-        Some(source) => source.read()?,
-        None => KeyFile::generate()?,
+    let key = match (&settings.key, settings.id) {
+        (Some(source), _) => source.read()?,
+        // A random key would have an empty state folder, whose device key claims the id against all later ones.
+        (None, Some(id)) if by_id && settings.state_dir.is_none() => {
+            let id = short(id);
+            return Err(Failure::Configuration(format!(
+                "a host registers id {id} for one device key, which is found by this net's id and key: give \
+                 --key-file FILE with the key of {id} (or --state-dir DIR); or leave --id {id} out for a random id"
+            )));
+        }
+        (None, _) => KeyFile::generate()?,
     };
     let folder = match settings.id {
         // Without a host nothing is registered, so that no device key is needed.
@@ -100,11 +108,37 @@ pub(crate) fn with_host(builder: NetBuilder, settings: &Settings) -> Result<NetB
     Ok(builder.host(host, settings.host_key()?))
 }
 
+/// A host as its user named it, its id short.
+pub(crate) fn host_words(host: &Endpoint) -> String {
+    let at = Endpoint { id: None, ..host.clone() };
+    host.id.map_or_else(|| at.to_string(), |id| format!("{}@{at}", short(id)))
+}
+
+/// Tells why the host refused to register this net, where that is what made a request fail.
+pub(crate) fn with_refusal(net: &Net, failure: Failure) -> Failure {
+    let Failure::Net { error, during } = failure else { return failure };
+    match net.host() {
+        HostState::Refused { why } if error.kind() == ErrorKind::Refused && error.code().is_none() => {
+            let during = during.map(|during| format!("{during}: ")).unwrap_or_default();
+            Failure::Net { error, during: Some(format!("{during}not registered ({why})")) }
+        }
+        _ => Failure::Net { error, during },
+    }
+}
+
 /// Where this net's state is: where `--state-dir` says, or by id and key below the XDG state folder.
 pub(crate) fn state_folder(settings: &Settings, id: Id, key: &KeyFile) -> Result<PathBuf, Failure> {
     match &settings.state_dir {
         Some(folder) => Ok(folder.clone()),
         None => Ok(StateDir::default_path(id, key.bytes())?),
+    }
+}
+
+/// [`state_folder`] of the net that the settings name; with `--state-dir` they need name nothing else.
+pub(crate) fn own_folder(settings: &Settings) -> Result<PathBuf, Failure> {
+    match &settings.state_dir {
+        Some(folder) => Ok(folder.clone()),
+        None => state_folder(settings, settings.need_id()?, &settings.need_key()?),
     }
 }
 

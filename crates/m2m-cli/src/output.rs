@@ -110,11 +110,15 @@ pub(crate) fn with_payload(mut object: Value, payload: &[u8]) -> Value {
     match std::str::from_utf8(payload) {
         Ok(text) => object["payload"] = text.into(),
         Err(_) => {
-            let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-            object["payload_hex"] = hex.into();
+            object["payload_hex"] = hex(payload).into();
         }
     }
     object
+}
+
+/// Bytes as people and scripts read them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Milliseconds with three digits behind the point.

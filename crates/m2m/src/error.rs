@@ -97,7 +97,9 @@ impl From<NameError> for Error {
 impl From<StateError> for Error {
     fn from(why: StateError) -> Error {
         let kind = match why {
-            StateError::NoHome | StateError::InUse { .. } => ErrorKind::Configuration,
+            StateError::NoHome | StateError::InUse { .. } | StateError::Damaged { .. } => {
+                ErrorKind::Configuration
+            }
             _ => ErrorKind::Io,
         };
         Error::caused(kind, why.to_string(), why)

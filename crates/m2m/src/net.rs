@@ -16,7 +16,7 @@ mod store;
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use m2m_proto::{
-    error::{CommandError, ErrorKind},
+    error::{CommandError, ConnectError, ErrorKind},
     event::SessionId,
     id::Id,
     net::Route,
@@ -191,7 +191,7 @@ impl Net {
             Ok(Some(status)) => refused(&status.to_string()),
             Ok(None) => Err(Error::new(
                 ErrorKind::Unreachable,
-                format!("whether {} is online is unknown: the host does not answer", short(id)),
+                format!("whether {} is online is unknown: {}", short(id), ConnectError::HostUnreachable),
             )),
             Err(_) => Err(Error::net_closed()),
         }

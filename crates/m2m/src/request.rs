@@ -12,7 +12,7 @@ use m2m_proto::{
         code::Code, content_format::ContentFormat, message::Message, option::OptionNumber,
         option_set::OptionSet, uri,
     },
-    error::{CommandError, ErrorKind, RequestError},
+    error::{CommandError, ConnectError, ErrorKind, RequestError},
     event::{RequestId, SessionId},
     net,
 };
@@ -123,7 +123,16 @@ impl RequestBuilder {
         let request = format!("{} to {}", self.name(), self.session.name());
         match outcome {
             Ok(Ok(message)) => Response::read(message, request),
-            Ok(Err(why)) => Err(Error::caused(why.kind(), format!("{request}: {why}"), why)),
+            Ok(Err(why)) => {
+                // A net of another id takes a handshake with a named one for somebody else's.
+                let unanswered = why == RequestError::NotSent(ConnectError::Unreachable);
+                let guess = if unanswered && self.session.name().contains('@') {
+                    ", or another id there"
+                } else {
+                    ""
+                };
+                Err(Error::caused(why.kind(), format!("{request}: {why}{guess}"), why))
+            }
             Err(_) => Err(Error::net_closed()),
         }
     }

@@ -259,6 +259,11 @@ impl Session {
     pub(crate) fn ended(&self) -> Error {
         let name = &self.0.name;
         match self.state() {
+            // The handshake names both ids: a net of another id takes it for somebody else's.
+            SessionState::Failed(why @ ConnectError::Unreachable) if name.contains('@') => {
+                let text = format!("no session with {name}: {why}, or another id there");
+                Error::caused(why.kind(), text, why)
+            }
             SessionState::Failed(why) => {
                 Error::caused(why.kind(), format!("no session with {name}: {why}"), why)
             }

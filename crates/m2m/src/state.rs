@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use m2m_proto::id::Id;
 use sha2::{Digest, Sha256};
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::keyfile::{decode_hex, push_hex};
@@ -87,8 +88,8 @@ impl StateDir {
         let Some(text) = read_small(&path)? else { return self.make_device_key(&path) };
         let damaged = || StateError::Damaged {
             path: path.clone(),
-            remedy: "restore it from a backup; or delete it and give this net another id, for hosts keep the old \
-                     one for the old key",
+            remedy: "restore it from a backup; or delete it, and then give this net another id, or free its id on \
+                     each host with `m2m server claims forget ID`",
         };
         let text = std::str::from_utf8(&text).map_err(|_| damaged())?;
         let bytes = decode_hex(text.trim()).map_err(|_| damaged())?;
@@ -111,15 +112,19 @@ impl StateDir {
         Ok(key)
     }
 
-    /// The epoch that was kept last; 0 before the first.
+    /// The epoch that was kept last; 0 before the first, and if the file is damaged: the host's clock gives new ones
+    /// anyway, so that this is worth a warning and no more.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] if the file holds no number.
+    /// [`StateError::Io`].
     pub fn epoch(&self) -> Result<u64, StateError> {
         let path = self.path.join(EPOCH);
         let Some(text) = read_small(&path)? else { return Ok(0) };
         let number = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-        number.ok_or(StateError::Damaged { path, remedy: "delete it: the next registration makes a new one" })
+        Ok(number.unwrap_or_else(|| {
+            warn!("{}: the file is damaged: the next registration makes a new one", path.display());
+            0
+        }))
     }
 
     /// Keeps an epoch, before it is sent: what a host has seen must never be used again.
@@ -318,8 +323,12 @@ mod tests {
         drop(state);
         let state = open(folder.path());
         assert_eq!(state.epoch().unwrap(), u64::MAX);
-        fs::write(folder.path().join(EPOCH), "12 monkeys").unwrap();
-        assert!(state.epoch().unwrap_err().to_string().contains("delete it"));
+        for damage in ["", "12 monkeys", "-1"] {
+            fs::write(folder.path().join(EPOCH), damage).unwrap();
+            assert_eq!(state.epoch().unwrap(), 0, "{damage}");
+        }
+        state.keep_epoch(7).unwrap();
+        assert_eq!(state.epoch().unwrap(), 7);
     }
 
     #[test]

@@ -11,19 +11,16 @@ use zeroize::Zeroizing;
 use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::nets;
-use crate::output::Output;
+use crate::output::{self, Output};
 
 /// Bytes of a fingerprint: 64 bits are compared by eye, not searched for.
 const FINGERPRINT: usize = 8;
 
 pub(super) fn run(settings: &Settings, output: Output) -> Result<Exit, Failure> {
     let id = settings.need_id()?;
-    let folder = match &settings.state_dir {
-        Some(folder) => folder.clone(),
-        None => nets::state_folder(settings, id, &settings.need_key()?)?,
-    };
+    let folder = nets::own_folder(settings)?;
     let device = DeviceKey::from_bytes(*device_key(&folder)?);
-    let device = hex(device.public());
+    let device = output::hex(device.public());
     let fingerprint = fingerprint(&device);
     let shown = folder.display().to_string();
     output.line(
@@ -52,11 +49,7 @@ fn device_key(folder: &Path) -> Result<Zeroizing<[u8; 32]>, Failure> {
 fn fingerprint(public: &str) -> String {
     let hash = Sha256::digest(public.as_bytes());
     let (start, _) = hash.split_at(FINGERPRINT);
-    start.chunks(2).map(hex).collect::<Vec<_>>().join("-")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    start.chunks(2).map(output::hex).collect::<Vec<_>>().join("-")
 }
 
 #[cfg(test)]
@@ -65,9 +58,9 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_short_and_the_keys_own() {
-        let one = fingerprint(&hex(&[1; 32]));
+        let one = fingerprint(&output::hex(&[1; 32]));
         assert_eq!(one.len(), 19);
-        assert_ne!(one, fingerprint(&hex(&[2; 32])));
+        assert_ne!(one, fingerprint(&output::hex(&[2; 32])));
     }
 
     #[test]

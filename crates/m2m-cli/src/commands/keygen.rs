@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::args::Keygen;
 use crate::config::Settings;
 use crate::exit::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, short};
 
 pub(super) fn run(settings: &Settings, output: Output, args: &Keygen) -> Result<Exit, Failure> {
     let key = match &args.pair {
@@ -49,6 +49,12 @@ fn make_pair(settings: &Settings, pair: &[Id]) -> Result<KeyFile, Failure> {
     };
     if initiator == responder {
         return Err(Failure::Configuration("a pair key is for two ids, and these are one".into()));
+    }
+    if settings.key.is_none() {
+        let responder = short(responder);
+        return Err(Failure::Configuration(format!(
+            "a pair key is made from B's own key: give --key-file FILE with the key of {responder}"
+        )));
     }
     let KeyFile::Net(key) = settings.need_key()? else {
         return Err(Failure::Configuration(

@@ -23,7 +23,7 @@ pub(super) async fn run(settings: &Settings, output: Output, args: Node) -> Resu
     let router = if args.echo { echo(Router::new()) } else { print_data(Router::new(), output) };
     let router = args.resources.into_iter().fold(router, with_resource);
     tokio::spawn(net.serve(router));
-    run_until_stopped(&net, output, "node").await
+    run_until_stopped(&net, output, "node", settings.host.as_ref()).await
 }
 
 fn echo(router: Router) -> Router {

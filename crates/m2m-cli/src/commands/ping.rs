@@ -4,6 +4,7 @@ use std::time::Duration;
 use m2m::{ErrorKind, Path, Session};
 use serde_json::{Value, json};
 
+use super::stop::Stop;
 use crate::args::Ping;
 use crate::config::Settings;
 use crate::exit::{Exit, Failure};
@@ -12,22 +13,47 @@ use crate::output::{Output, millis};
 
 pub(super) async fn run(settings: &Settings, output: Output, args: &Ping) -> Result<Exit, Failure> {
     let link = nets::dial(settings, output, &args.peer).await?;
-    let done = ping_all(settings, output, args, &link).await;
+    let mut stop = Stop::new()?;
+    let mut tally = Tally::default();
+    let done = tokio::select! {
+        done = ping_all(settings, output, args, &link, &mut tally) => done,
+        () = stop.asked() => Ok(()),
+    };
+    let done = done.map_err(|failure| nets::with_refusal(&link.net, failure));
     nets::close(&link.net).await;
-    done
+    // Without a ping there is nothing to sum up; nor is there for somebody who reads no more.
+    if tally.sent > 0 && !matches!(done, Err(Failure::ClosedPipe)) {
+        let (words, object) = summary(tally.sent, &tally.times);
+        output.line(&words, &object)?;
+    }
+    done?;
+    Ok(if tally.times.is_empty() { Exit::Unreachable } else { Exit::Ok })
 }
 
-async fn ping_all(settings: &Settings, output: Output, args: &Ping, link: &Link) -> Result<Exit, Failure> {
+/// What came of the pings so far.
+#[derive(Default)]
+struct Tally {
+    sent: u32,
+    times: Vec<Duration>,
+}
+
+async fn ping_all(
+    settings: &Settings,
+    output: Output,
+    args: &Ping,
+    link: &Link,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
     let session = &link.session;
     nets::within(settings, "the peer", session.up()).await?;
-    let mut times = Vec::new();
     for seq in 1..=args.count {
         if seq > 1 {
             tokio::time::sleep(Duration::from_secs_f64(args.interval)).await;
         }
+        tally.sent = seq;
         match nets::within(settings, "the peer", session.ping()).await {
             Ok(time) => {
-                times.push(time);
+                tally.times.push(time);
                 report(output, seq, time, session)?;
             }
             Err(failure) if is_lost(&failure) => {
@@ -36,9 +62,7 @@ async fn ping_all(settings: &Settings, output: Output, args: &Ping, link: &Link)
             Err(failure) => return Err(failure),
         }
     }
-    let (words, object) = summary(args.count, &times);
-    output.line(&words, &object)?;
-    Ok(if times.is_empty() { Exit::Unreachable } else { Exit::Ok })
+    Ok(())
 }
 
 /// One ping without an answer is what is being measured; a session that is gone is not.

@@ -31,6 +31,7 @@ pub(super) async fn run(
     let start = Instant::now();
     let response = nets::within(settings, "the peer", request).await;
     let time = start.elapsed();
+    let response = response.map_err(|failure| nets::with_refusal(&link.net, failure));
     nets::close(&link.net).await;
     print(output, &response?, time)
 }

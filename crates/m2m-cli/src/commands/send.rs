@@ -30,6 +30,7 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Send) -> Res
         let answer = send_one(settings, &link.session, args.text.clone().into_bytes()).await;
         answer.and_then(|answer| print(output, None, &answer))
     };
+    let done = done.map_err(|failure| nets::with_refusal(&link.net, failure));
     nets::close(&link.net).await;
     done.map(|()| Exit::Ok)
 }

@@ -1,9 +1,10 @@
 //! `m2m server`: a host. Nets register with it, and it forwards between them.
+use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use m2m::names::DEFAULT_PORT;
-use m2m::{Net, NetEvent};
+use m2m::names::{DEFAULT_PORT, Endpoint};
+use m2m::{Id, Net, NetEvent, Router};
 use serde_json::json;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
@@ -21,22 +22,31 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> R
         builder = builder.max_router_tm(Duration::from_secs_f64(seconds));
     }
     let net = builder.open().await?;
-    run_until_stopped(&net, output, "server").await
+    // It has no resources, and says so at once.
+    tokio::spawn(net.serve(Router::new()));
+    run_until_stopped(&net, output, "server", None).await
 }
 
-/// Says "ready", tells what happens to the net, and closes it when a signal comes.
-pub(super) async fn run_until_stopped(net: &Net, output: Output, role: &str) -> Result<Exit, Failure> {
+/// Says "ready", tells what happens to the net, and closes it when a signal comes. `host` is the net's host as its
+/// user named it.
+pub(super) async fn run_until_stopped(
+    net: &Net,
+    output: Output,
+    role: &str,
+    host: Option<&Endpoint>,
+) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let events = net.events();
     let start = |error| Failure::Other(format!("can't start a thread for the events: {error}"));
-    let mut told = Events::new(output).map_err(start)?;
+    let told = Events::new(output).map_err(start)?;
+    let mut teller = Teller { told, host: host.map(nets::host_words), reached: HashSet::new() };
     tokio::select! {
         () = stop.asked() => {}
-        failure = tell_all(net, output, role, events, &mut told) => return Err(failure),
+        failure = tell_all(net, output, role, events, &mut teller) => return Err(failure),
     }
     output.say("m2m: stopping");
     nets::close(net).await;
-    let dropped = told.finish();
+    let dropped = teller.told.finish();
     if dropped > 0 {
         output.say(&format!("m2m: {dropped} events were dropped, for nobody read them in time"));
     }
@@ -49,14 +59,14 @@ async fn tell_all(
     output: Output,
     role: &str,
     mut events: Receiver<NetEvent>,
-    told: &mut Events,
+    teller: &mut Teller,
 ) -> Failure {
     if let Err(failure) = say_ready(net, output, role).await {
         return failure;
     }
     loop {
         match events.recv().await {
-            Ok(event) => tell(told, &event),
+            Ok(event) => teller.tell(&event),
             Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "too many events to tell all"),
             Err(RecvError::Closed) => {
                 return Failure::Other("the net closed by itself: the log says why (-v)".into());
@@ -78,32 +88,58 @@ async fn say_ready(net: &Net, output: Output, role: &str) -> Result<(), Failure>
     }
 }
 
-fn tell(told: &mut Events, event: &NetEvent) {
-    match event {
-        NetEvent::HostConnected { host, public } => {
-            let seen = public.map(|address| format!(", which sees us at {address}")).unwrap_or_default();
-            told.tell(
-                &format!("m2m: host {} connected{seen}", short(*host)),
-                &json!({"event": "host_connected", "host": host.to_string(), "public": public.map(|address| address.to_string())}),
-            );
+/// Tells events in the light of those before.
+struct Teller {
+    told: Events,
+    /// The host as its user named it.
+    host: Option<String>,
+    /// The hosts that this net was connected with.
+    reached: HashSet<Id>,
+}
+
+impl Teller {
+    fn tell(&mut self, event: &NetEvent) {
+        match event {
+            NetEvent::HostConnected { host, public } => {
+                self.reached.insert(*host);
+                let seen = public.map(|address| format!(", which sees us at {address}")).unwrap_or_default();
+                self.told.tell(
+                    &format!("m2m: host {} connected{seen}", short(*host)),
+                    &json!({"event": "host_connected", "host": host.to_string(), "public": public.map(|address| address.to_string())}),
+                );
+            }
+            NetEvent::HostDisconnected { host, why } => self.tell_disconnected(*host, why),
+            NetEvent::HostRefused { host, why } => self.told.tell(
+                &format!("m2m: host {} refused us: {why}", short(*host)),
+                &json!({"event": "host_refused", "host": host.to_string(), "why": why.to_string()}),
+            ),
+            // These come by the thousand: a reader that stops reading must not stop a host.
+            NetEvent::Registered(id) if self.told.is_verbose() => self.told.tell(
+                &format!("m2m: {} registered", short(*id)),
+                &json!({"event": "registered", "id": id.to_string()}),
+            ),
+            NetEvent::Unregistered(id) if self.told.is_verbose() => self.told.tell(
+                &format!("m2m: {} left", short(*id)),
+                &json!({"event": "unregistered", "id": id.to_string()}),
+            ),
+            _ => {}
         }
-        NetEvent::HostDisconnected { host, why } => told.tell(
-            &format!("m2m: host {} disconnected: {why}; trying again", short(*host)),
-            &json!({"event": "host_disconnected", "host": host.to_string(), "why": why.to_string()}),
-        ),
-        NetEvent::HostRefused { host, why } => told.tell(
-            &format!("m2m: host {} refused us: {why}", short(*host)),
-            &json!({"event": "host_refused", "host": host.to_string(), "why": why.to_string()}),
-        ),
-        // These come by the thousand: a reader that stops reading must not stop a host.
-        NetEvent::Registered(id) if told.is_verbose() => told.tell(
-            &format!("m2m: {} registered", short(*id)),
-            &json!({"event": "registered", "id": id.to_string()}),
-        ),
-        NetEvent::Unregistered(id) if told.is_verbose() => told.tell(
-            &format!("m2m: {} left", short(*id)),
-            &json!({"event": "unregistered", "id": id.to_string()}),
-        ),
-        _ => {}
+    }
+
+    /// A host that was never reached can't have been disconnected.
+    fn tell_disconnected(&mut self, host: Id, why: &str) {
+        let was_connected = self.reached.contains(&host);
+        let name = || self.host.clone().unwrap_or_else(|| short(host));
+        let words = match was_connected {
+            true => format!("m2m: host {} disconnected: {why}; trying again", short(host)),
+            false => format!("m2m: host {} does not answer yet ({why}): trying on", name()),
+        };
+        let object = json!({
+            "event": "host_disconnected",
+            "host": host.to_string(),
+            "why": why,
+            "was_connected": was_connected,
+        });
+        self.told.tell(&words, &object);
     }
 }

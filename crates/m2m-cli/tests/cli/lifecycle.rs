@@ -58,6 +58,22 @@ fn a_device_returns_to_a_host_that_was_killed() {
 }
 
 #[test]
+fn an_interrupted_ping_is_summed_up() {
+    let world = World::new();
+    let host = world.host();
+    let at = format!("1@{}", host.address);
+    let words = ["ping", "-n", "1000", "--interval", "0.1", "--key-file", "host.key", &at];
+    let mut child = world.command(&words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert!(lines.next().unwrap().unwrap().starts_with("1: "));
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let summary = lines.last().unwrap().unwrap();
+    assert!(summary.contains(" sent, ") && summary.contains(" answered, "), "{summary}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_a_command_quietly() {
     let world = World::new();
     let host = world.host();

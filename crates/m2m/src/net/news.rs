@@ -85,7 +85,8 @@ pub(super) fn date(unix: u32) -> impl std::fmt::Display {
 pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
     match status {
         RegisterStatus::CLAIMED => format!(
-            "claimed by another key since {}: use the state folder of the device that holds this id, or another id",
+            "claimed by another key since {}: use the state folder of the device that holds this id, or another id; \
+             or free it on the host with `m2m server claims forget ID`",
             date(since)
         ),
         RegisterStatus::STALE => {
