@@ -167,7 +167,7 @@ impl Line {
     }
 
     /// Takes a notification in. Returns its Message ID if it is not confirmable, to be compared with that of an
-    /// [`Outcome::Reset`].
+    /// [`Outcome::Reset`](super::exchange::Outcome::Reset).
     pub fn notify(
         &mut self,
         cx: &mut Context<'_>,
