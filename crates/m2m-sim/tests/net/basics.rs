@@ -54,6 +54,14 @@ fn answer(world: &mut World, net: NetIndex, id: u64) -> Vec<u8> {
     })
 }
 
+/// Why a session of this net ended.
+fn closed(world: &mut World, net: NetIndex, limit: Duration) -> CloseReason {
+    world.wait_for(net, limit, |event| match event {
+        Event::Closed { why, .. } => Some(*why),
+        _ => None,
+    })
+}
+
 #[test]
 fn a_request_said_before_the_session_is_up_leaves_with_the_first_packet() {
     let mut world = World::new(1);
@@ -210,10 +218,7 @@ fn a_silent_session_lives_on_pings_and_ends_without_them() {
     world.run(3600 * SECOND);
     assert_eq!((world.net(a).sessions(), world.net(b).sessions()), (1, 1));
     world.kill(b);
-    let why = world.wait_for(a, 150 * SECOND, |event| match event {
-        Event::Closed { why, .. } => Some(*why),
-        _ => None,
-    });
+    let why = closed(&mut world, a, 150 * SECOND);
     assert_eq!(why, CloseReason::Lost);
     world.run(10 * SECOND);
     assert_eq!(world.net(a).sessions(), 0);
@@ -227,10 +232,7 @@ fn the_acceptor_forgets_a_peer_that_went_away() {
     world.command(a, |net, now| net.connect(now, World::id(3), &key(3), Route::Direct(to)).unwrap());
     world.run(SECOND);
     world.kill(a);
-    let why = world.wait_for(b, 400 * SECOND, |event| match event {
-        Event::Closed { why, .. } => Some(*why),
-        _ => None,
-    });
+    let why = closed(&mut world, b, 400 * SECOND);
     assert_eq!(why, CloseReason::Idle);
     world.run(10 * SECOND);
     assert_eq!(world.net(b).sessions(), 0);
@@ -245,10 +247,7 @@ fn a_close_is_told_to_the_peer() {
         world.command(a, |net, now| net.connect(now, World::id(3), &key(3), Route::Direct(to)).unwrap());
     world.run(SECOND);
     world.command(a, |net, now| net.close(now, session));
-    let why = world.wait_for(b, SECOND, |event| match event {
-        Event::Closed { why, .. } => Some(*why),
-        _ => None,
-    });
+    let why = closed(&mut world, b, SECOND);
     assert_eq!(why, CloseReason::Peer(0));
     world.run(10 * SECOND);
     assert_eq!((world.net(a).sessions(), world.net(b).sessions()), (0, 0));
@@ -268,10 +267,7 @@ fn a_shutdown_is_told_to_peers_behind_the_host_too() {
     serve_one(&mut world, device);
     answer(&mut world, app, 1);
     world.command(app, |net, now| net.shutdown(now));
-    let why = world.wait_for(device, SECOND, |event| match event {
-        Event::Closed { why, .. } => Some(*why),
-        _ => None,
-    });
+    let why = closed(&mut world, device, SECOND);
     assert_eq!(why, CloseReason::Peer(2));
 }
 
@@ -298,10 +294,7 @@ fn a_session_whose_key_is_spent_ends_with_words_on_both_sides() {
                 }),
                 Event::Closed { why, .. } => {
                     assert_eq!(why, CloseReason::Peer(5));
-                    let at_a = world.wait_for(a, SECOND, |event| match event {
-                        Event::Closed { why, .. } => Some(*why),
-                        _ => None,
-                    });
+                    let at_a = closed(&mut world, a, SECOND);
                     assert_eq!(at_a, CloseReason::KeyLimit);
                     return;
                 }
