@@ -14,6 +14,7 @@
 //! What it promises: a confirmable request reaches the other side's handler once if it is answered, at most once if
 //! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
 use super::{
+    congestion::Congestion,
     exchange::{
         Context, Failure, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound, RequestId,
         RequestParts, ResponseParts,
@@ -30,6 +31,7 @@ use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
+mod depart;
 mod fit;
 mod receive;
 
@@ -193,8 +195,8 @@ impl Line {
 
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
-        let busy = self.busy.as_deref_mut()?;
         loop {
+            let busy = self.busy.as_deref_mut()?;
             match busy.ready.front() {
                 Some(ready) if busy.is_current(self.next_mid, ready) => break,
                 Some(_) => {
@@ -203,15 +205,13 @@ impl Line {
                     }
                 }
                 None => {
-                    if !busy.outgoing.start_next(self.next_mid, cx.config.window) {
+                    if !self.start_next(cx) {
                         return None;
                     }
-                    busy.ready.push_back(Ready::Confirmable(self.next_mid));
-                    self.next_mid = self.next_mid.plus(1);
                 }
             }
         }
-        busy.outbound(self.next_mid)
+        self.busy.as_deref_mut()?.outbound(self.next_mid)
     }
 
     /// Says that the message of the last [`Line::poll_message`] is in the packet of this number, which leaves now.
@@ -267,7 +267,7 @@ impl Line {
         incoming.expire_answers(cx.now, cx.config.answer_lifetime, cx.pool);
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
         self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
-        self.free_if_empty();
+        self.free_when_rested(cx);
     }
 
     /// Ends all that is open, because the session has: each request fails by [`Failure::SessionLost`] or
@@ -291,14 +291,15 @@ impl Line {
     pub fn send_again(&mut self) {
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
+        // What was learnt of the old path says nothing of the new one.
+        busy.congestion = Congestion::default();
         let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
         for mid in mids {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
             // Not 0: what left before gives no round trip.
             open.transmissions = open.transmissions.min(1);
             open.first_packet = None;
-            open.due = Time::NEVER;
-            busy.ready.push_back(Ready::Confirmable(mid));
+            busy.outgoing.lose(self.next_mid, mid);
         }
         for request in busy.outgoing.requests.values_mut() {
             if let Progress::Non(packet) = &mut request.progress {
@@ -346,10 +347,10 @@ impl Line {
         let Some(busy) = &mut self.busy else { return };
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
+            self.rtt.timed_out(open.first_sent, open.transmissions);
+            busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
             if open.transmissions <= cx.config.max_retransmit {
-                self.rtt.timed_out(open.first_sent, open.transmissions);
-                open.due = Time::NEVER;
-                busy.ready.push_back(Ready::Confirmable(mid));
+                busy.outgoing.lose(self.next_mid, mid);
                 continue;
             }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return };
@@ -367,7 +368,7 @@ impl Line {
     }
 
     fn free_if_empty(&mut self) {
-        if self.busy.as_ref().is_some_and(|busy| busy.is_idle() && busy.incoming.answers() == 0) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_empty()) {
             self.busy = None;
             self.timer = Time::NEVER;
         }

@@ -1,4 +1,5 @@
 //! The machine on a simulated network.
 mod basics;
+mod congestion;
 mod promise;
 mod regressions;
