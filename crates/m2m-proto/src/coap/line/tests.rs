@@ -17,6 +17,7 @@ use std::{
 };
 
 mod bounds;
+mod flow;
 mod pipe;
 mod rules;
 
