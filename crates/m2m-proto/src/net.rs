@@ -11,7 +11,7 @@
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
 //!  poll_output ─ transmit                        └─ messages └─ relay       forwarding
 //! ```
-use alloc::{collections::BinaryHeap, collections::VecDeque, vec::Vec};
+use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
 
 use rand_chacha::{
@@ -29,7 +29,7 @@ use crate::{
         pool::Pool,
     },
     config::Config,
-    error::{CloseReason, CommandError, ConnectError},
+    error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
     relay::{
@@ -49,6 +49,8 @@ mod accept;
 mod connect;
 mod deliver;
 mod host;
+mod netkey;
+mod pinning;
 mod registrar;
 mod relay;
 mod session;
@@ -112,6 +114,13 @@ pub enum Route {
     Host,
 }
 
+/// What a session may be opened with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectOptions {
+    /// The public device key that the peer has to prove to hold: its net key alone is not enough then. Default: none.
+    pub pin: Option<[u8; 32]>,
+}
+
 /// A request to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -123,6 +132,9 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// Acknowledged and repeated until it is (CON), or sent once (NON).
     pub confirmable: bool,
+    /// May run twice: if the peer loses its memory it is sent again, even if its method is not idempotent
+    /// (RFC 7252, section 5.1).
+    pub repeatable: bool,
     /// When the caller gives up.
     pub deadline: Time,
 }
@@ -168,13 +180,14 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     dh_budget: TokenBucket,
+    key_change: netkey::KeyChange,
     stats: Stats,
 }
 
 impl Net {
     /// A net at rest. `seed` is the only randomness that the machine ever sees: the same seed and the same inputs give
     /// the same outputs, so in earnest it must come from the operating system, and never twice the same.
-    pub fn new(config: Config, seed: [u8; 32], now: Time) -> Net {
+    pub fn new(mut config: Config, seed: [u8; 32], now: Time) -> Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
@@ -199,6 +212,7 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: TokenBucket::new(dh.per_second, dh.burst),
+            key_change: netkey::KeyChange::new(&mut config, now),
             stats: Stats::default(),
             config,
         }
@@ -217,6 +231,11 @@ impl Net {
     /// Sessions that live, half-open and closing ones included.
     pub fn sessions(&self) -> usize {
         self.table.len()
+    }
+
+    /// Those of them that wait for the first packet of their initiator.
+    pub fn half_open(&self) -> usize {
+        self.table.half_open()
     }
 
     /// Ids registered here.
@@ -322,6 +341,18 @@ impl Net {
         key: &PeerKey,
         route: Route,
     ) -> Result<SessionId, CommandError> {
+        self.connect_with(now, peer, key, route, &ConnectOptions::default())
+    }
+
+    /// [`Net::connect`], with options.
+    pub fn connect_with(
+        &mut self,
+        now: Time,
+        peer: Id,
+        key: &PeerKey,
+        route: Route,
+        options: &ConnectOptions,
+    ) -> Result<SessionId, CommandError> {
         if peer == self.config.id {
             return Err(CommandError::OwnId);
         }
@@ -329,7 +360,11 @@ impl Net {
             Route::Direct(address) => Path::Direct(address),
             Route::Host => self.path_by_id(peer)?,
         };
-        self.start_handshake(now, peer, key, path, None)
+        let session = self.start_handshake(now, peer, key, path, None)?;
+        if let (Some(public), Some(state)) = (options.pin, self.table.get_mut(session)) {
+            state.pin = Some(Box::new(pinning::Pin::new(public)));
+        }
+        Ok(session)
     }
 
     /// Sends a request; its answer comes as an event with `id`.
@@ -346,6 +381,7 @@ impl Net {
             options: request.options,
             payload: request.payload,
             is_confirmable: request.confirmable,
+            is_repeatable: request.repeatable || request.code.is_idempotent(),
             is_observe: false,
             deadline: request.deadline,
             user: id.0,
@@ -444,7 +480,7 @@ impl Net {
         Some(SessionInfo {
             peer: state.peer,
             initiator: state.role == Role::Initiator,
-            up: state.is_up(),
+            up: state.is_open(),
             path: state.path,
             rtt: state.line.round_trip(),
             max_message: self.max_message(session)?,
@@ -486,7 +522,7 @@ impl Net {
         let Some(mut session) = self.table.remove(id) else { return };
         self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
         for ask in core::mem::take(&mut session.control.asks) {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::NotSent(why));
         }
         match session.host {
             Some(host) => self.host_failed(now, host, why),

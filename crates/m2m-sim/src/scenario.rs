@@ -390,7 +390,7 @@ impl Run {
         self.line(from, format_args!("asks {} in {session:?}: request {}, {len} bytes", to.0, id.0));
         let taken = self.world.command(from, |machine, now| {
             let request =
-                Request { code: Code::POST, options: &options, payload: &payload, confirmable, deadline };
+                Request { code: Code::POST, options: &options, payload: &payload, confirmable, repeatable: false, deadline };
             machine.request(now, session, id, &request)
         });
         match taken {

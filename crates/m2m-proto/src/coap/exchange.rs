@@ -88,6 +88,8 @@ pub struct RequestParts<'a> {
     pub payload: &'a [u8],
     /// Whether it is sent until it is acknowledged.
     pub is_confirmable: bool,
+    /// Whether it may run twice if the other side loses its memory: by its method, or by the caller's word.
+    pub is_repeatable: bool,
     /// Whether responses may follow the first: the request carries Observe 0 (RFC 7641). It then lasts until
     /// [`Line::forget`](super::line::Line::forget), or a response that says it is the last by being an error or by having no Observe.
     pub is_observe: bool,
@@ -208,6 +210,8 @@ pub enum Failure {
     Reset,
     /// The session ended. It ran at most once.
     SessionLost,
+    /// The peer lost its memory, and the request must not run twice. It ran at most once.
+    PeerForgot,
     /// It never left, as others were before it. It did not run.
     NotSent,
     /// It never left, as it fits into no packet of this session. It did not run.
@@ -220,6 +224,7 @@ impl fmt::Display for Failure {
             Failure::TimedOut => "no answer in time: it may have run",
             Failure::Reset => "the peer rejected it: it did not run",
             Failure::SessionLost => "session lost: it may have run",
+            Failure::PeerForgot => "the peer lost its memory: it may have run",
             Failure::NotSent => "not sent: it did not run",
             Failure::TooLarge => "too large for a packet of this session: it did not run",
         })

@@ -14,7 +14,6 @@
 //! What it promises: a confirmable request reaches the other side's handler once if it is answered, at most once if
 //! it fails. What it doesn't: order among requests, or that a non-confirmable message arrives.
 use super::{
-    congestion::Congestion,
     exchange::{
         Context, Failure, IncomingId, LineConfig, LineError, LineEvent, NotifyParts, Outbound, RequestId,
         RequestParts, ResponseParts,
@@ -34,8 +33,12 @@ mod busy;
 mod depart;
 mod fit;
 mod receive;
+mod takeover;
 
 pub use super::incoming::MID_WINDOW;
+
+/// After so many retransmissions without an answer the peer may have lost the session (protocol, section 9).
+const UNANSWERED_RETRANSMISSIONS: u8 = 3;
 
 /// The reliable exchanges of one session. Small while idle: what is large is allocated on demand, and freed when
 /// nothing is left in it.
@@ -48,6 +51,8 @@ pub struct Line {
     rtt: RttEstimator,
     /// Nothing is due before; what was due then may be done by now.
     timer: Time,
+    /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
+    is_patient: bool,
     busy: Option<Box<Busy>>,
 }
 
@@ -62,6 +67,7 @@ impl Line {
             ring: Ring::default(),
             rtt: RttEstimator::default(),
             timer: Time::NEVER,
+            is_patient: false,
             busy: None,
         }
     }
@@ -87,7 +93,10 @@ impl Line {
             deadline: parts.deadline,
             serial: self.take_serial(),
             is_observe: parts.is_observe,
+            is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
+            has_left: false,
+            kept: None,
         };
         self.wake_by(parts.deadline);
         let busy = self.busy(cx);
@@ -249,14 +258,15 @@ impl Line {
         self.timer
     }
 
-    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old.
-    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old. Gives the time when the
+    /// oldest message left first that was sent again so often without an answer that the peer may be gone.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Option<Time> {
         if cx.now < self.timer {
-            return;
+            return None;
         }
         self.timer = Time::NEVER;
-        self.retransmit(cx);
-        let Some(busy) = &mut self.busy else { return };
+        let unanswered = self.retransmit(cx);
+        let Some(busy) = &mut self.busy else { return unanswered };
         for token in busy.outgoing.expired(cx.now) {
             busy.fail(self.next_mid, token, Failure::TimedOut, cx.pool);
         }
@@ -268,6 +278,7 @@ impl Line {
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
         self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
         self.free_when_rested(cx);
+        unanswered
     }
 
     /// Ends all that is open, because the session has: each request fails by [`Failure::SessionLost`] or
@@ -284,28 +295,6 @@ impl Line {
         ready.clear();
         *incoming = Incoming::default();
         self.timer = Time::NEVER;
-    }
-
-    /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
-    /// IDs and tokens. Packet numbers of the old session mean nothing any more.
-    pub fn send_again(&mut self) {
-        let Some(busy) = &mut self.busy else { return };
-        busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
-        // What was learnt of the old path says nothing of the new one.
-        busy.congestion = Congestion::default();
-        let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
-        for mid in mids {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
-            // Not 0: what left before gives no round trip.
-            open.transmissions = open.transmissions.min(1);
-            open.first_packet = None;
-            busy.outgoing.lose(self.next_mid, mid);
-        }
-        for request in busy.outgoing.requests.values_mut() {
-            if let Progress::Non(packet) = &mut request.progress {
-                *packet = None;
-            }
-        }
     }
 
     /// True if nothing is open, waits, or is to be told. Answers may still be kept.
@@ -343,20 +332,25 @@ impl Line {
         self.rtt.sample(now, round_trip);
     }
 
-    fn retransmit(&mut self, cx: &mut Context<'_>) {
-        let Some(busy) = &mut self.busy else { return };
+    fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<Time> {
+        let busy = self.busy.as_mut()?;
+        let mut unanswered: Option<Time> = None;
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
+            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
+            if open.transmissions > UNANSWERED_RETRANSMISSIONS {
+                unanswered = Some(unanswered.map_or(open.first_sent, |time| time.min(open.first_sent)));
+            }
             self.rtt.timed_out(open.first_sent, open.transmissions);
             busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
-            if open.transmissions <= cx.config.max_retransmit {
+            if open.transmissions <= cx.config.max_retransmit || self.is_patient {
                 busy.outgoing.lose(self.next_mid, mid);
                 continue;
             }
-            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return };
+            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::TimedOut, cx.pool);
         }
+        unanswered
     }
 
     fn busy(&mut self, cx: &Context<'_>) -> &mut Busy {

@@ -52,6 +52,8 @@ pub(super) struct Open {
     pub(super) is_lost: bool,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
+    /// It must not leave again before the peer has said whether it remembers it.
+    pub(super) is_held: bool,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ pub(super) enum Progress {
     Waiting,
     /// Confirmable and in flight.
     Sent(Mid),
-    /// Acknowledged; the response follows.
+    /// Acknowledged; the response follows. The message is kept in `Request::kept` if it may be sent again.
     Acked,
     /// Non-confirmable; it left in that packet, if that was one of this session.
     Non(Option<u64>),
@@ -76,14 +78,20 @@ pub(super) enum Progress {
 }
 
 /// A request without its (last) response.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Request {
     pub(super) user: u64,
     pub(super) deadline: Time,
     /// Order of the requests, for what must not depend on tokens.
     pub(super) serial: u32,
     pub(super) is_observe: bool,
+    /// It may run twice if the peer loses its memory.
+    pub(super) is_repeatable: bool,
     pub(super) progress: Progress,
+    /// It left in a session before, so that it may have run although it waits.
+    pub(super) has_left: bool,
+    /// The message after its acknowledgement, if it is repeatable.
+    pub(super) kept: Option<Vec<u8>>,
 }
 
 /// The tokens are our own random bytes: they are their own hash, and the same on every run with the same seed.
@@ -135,7 +143,7 @@ impl Outgoing {
 
     /// True if something is to leave, for the first time or again.
     pub(super) fn has_next(&self) -> bool {
-        self.lost > 0 || !self.waiting_responses.is_empty() || !self.waiting.is_empty()
+        self.first_lost().is_some() || !self.waiting_responses.is_empty() || !self.waiting.is_empty()
     }
 
     /// From the oldest message in flight to the newest Message ID, both included.
@@ -184,13 +192,16 @@ impl Outgoing {
 
     /// The oldest message that was lost, which leaves again now.
     pub(super) fn start_lost(&mut self, next: Mid) -> Option<Mid> {
-        if self.lost == 0 {
-            return None;
-        }
-        let (mid, _) = self.mids(next).find(|(_, open)| open.is_lost)?;
-        self.get_mut(next, mid)?.is_lost = false;
+        let index = self.first_lost()?;
+        self.open.get_mut(index)?.as_mut()?.is_lost = false;
         self.lost -= 1;
-        Some(mid)
+        let back = (self.open.len() - index) as u16;
+        Some(Mid(next.0.wrapping_sub(back)))
+    }
+
+    fn first_lost(&self) -> Option<usize> {
+        let may_leave = |open: &Option<Open>| open.as_ref().is_some_and(|open| open.is_lost && !open.is_held);
+        if self.lost == 0 { None } else { self.open.iter().position(may_leave) }
     }
 
     /// Gives the next waiting message the Message ID `next`, if the peer's memory allows it. True if it did.
@@ -222,6 +233,7 @@ impl Outgoing {
             last_sent: Time::ZERO,
             is_lost: false,
             first_packet: None,
+            is_held: false,
         }));
         self.in_flight += 1;
         true
@@ -258,6 +270,25 @@ impl Outgoing {
         Some(open)
     }
 
+    /// Whether what is in flight may run twice; none if nothing of that Message ID is in flight.
+    pub(super) fn is_repeatable(&self, next: Mid, mid: Mid) -> Option<bool> {
+        match self.get(next, mid)?.purpose {
+            Purpose::Request(token) => {
+                Some(self.requests.get(&token).is_some_and(|request| request.is_repeatable))
+            }
+            Purpose::Response | Purpose::Notification(_) => Some(false),
+        }
+    }
+
+    /// Drops the responses that wait: those who asked have forgotten.
+    pub(super) fn drop_waiting_responses(&mut self, pool: &mut Pool) {
+        for waiting in self.waiting_responses.drain(..) {
+            self.responses -= 1;
+            self.response_bytes -= waiting.bytes.len();
+            pool.give(waiting.bytes);
+        }
+    }
+
     /// Forgets a request in whatever state it is. What has a Message ID but hasn't left is told as waiting.
     pub(super) fn forget(&mut self, next: Mid, token: MessageToken, pool: &mut Pool) -> Option<Request> {
         let mut request = self.requests.remove(&token)?;
@@ -272,6 +303,9 @@ impl Outgoing {
             }
             Progress::Waiting => self.stop_waiting(token, pool),
             Progress::Acked | Progress::Non(_) | Progress::Observing => {}
+        }
+        if let Some(kept) = request.kept.take() {
+            pool.give(kept);
         }
         Some(request)
     }

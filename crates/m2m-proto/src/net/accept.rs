@@ -54,8 +54,7 @@ impl Net {
         if !self.init_budget.take(source, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
-        let pair = self.config.key.pair(init.src, init.dst);
-        let Ok(opened) = handshake::open_init(init, &pair) else {
+        let Some((opened, pair)) = self.open_init(now, init) else {
             return self.stats.drop(Drop::BadHandshake);
         };
         self.init_budget.give_back(source, 1);
@@ -154,11 +153,13 @@ impl Net {
             resp,
             answered: [Some(origin.path()), None, None, None],
             expires: now + self.config.timers.half_open,
+            hash: *established.hash(),
         };
         let id = self.table.insert(Session {
             peer: init.src,
             next_of_peer: None,
             own_token: ctoken,
+            more_tokens: [None; 2],
             role: Role::Responder,
             path: origin.path(),
             state: State::HalfOpen(Box::new(half_open)),
@@ -181,6 +182,7 @@ impl Net {
                 })
             }),
             guest: None,
+            pin: None,
             max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,

@@ -51,7 +51,8 @@ impl Net {
             dst: peer,
             src: self.config.id,
             stoken,
-            key_id: KeyId(self.config.key_id),
+            // Unknown: which version of the peer's key this is, its holder need not know (protocol, section 2).
+            key_id: KeyId(0),
             suites: SuiteSet::of(&self.config.suites),
             caps: self.caps(),
             max_udp: super::MAX_DATAGRAM as u16,
@@ -71,6 +72,7 @@ impl Net {
             peer,
             next_of_peer: None,
             own_token: stoken,
+            more_tokens: [None; 2],
             role: keys::Role::Initiator,
             path,
             state: State::Connecting(Box::new(connecting)),
@@ -89,6 +91,7 @@ impl Net {
             host,
             proof: None,
             guest: None,
+            pin: None,
             max_udp: super::MAX_DATAGRAM as u16,
             dirty: false,
             armed: Time::NEVER,
@@ -146,6 +149,9 @@ impl Net {
     /// What is known of why a handshake of ours has had no answer so far; none for a session that is past it.
     pub(super) fn why_not_up(&self, id: SessionId) -> Option<ConnectError> {
         let session = self.table.get(id)?;
+        if session.is_unproven() {
+            return Some(ConnectError::WrongDevice);
+        }
         let State::Connecting(connecting) = &session.state else { return None };
         if let Path::Through(host) = session.path
             && !self.can_send(&session.path)
@@ -214,6 +220,7 @@ impl Net {
         }
         match host {
             Some(host) => self.host_session_up(now, host, id, established.resp.unix_s),
+            None if self.ask_for_proof(now, id, &established) => {}
             None => self.event(Event::Connected { session: id, peer }),
         }
         self.limit_messages(now, id);

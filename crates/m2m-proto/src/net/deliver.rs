@@ -42,7 +42,11 @@ impl Net {
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
             Err(_) => return self.stats.drop(Drop::BadSeal),
         };
-        let is_first = matches!(session.state, State::HalfOpen(_));
+        let mut prover = match &session.state {
+            State::HalfOpen(half_open) => Some(half_open.prover()),
+            _ => None,
+        };
+        let is_first = prover.is_some();
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
@@ -61,6 +65,7 @@ impl Net {
             match element {
                 Element::Message(message) => self.on_message(now, id, message),
                 Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
+                Element::Frame(Frame::ProveAsk { .. }) => self.on_prove_ask(now, id, prover.take()),
                 Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
             }
         }
@@ -89,6 +94,10 @@ impl Net {
     fn on_message(&mut self, now: Time, id: SessionId, bytes: &[u8]) {
         let Ok(message) = Message::parse(bytes) else { return self.stats.drop(Drop::BadFrame) };
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Whoever it is that asks: the device, if it is the one, asks again.
+            return;
+        }
         let handled = session.line.handle_message(&mut cx, &message);
         if let (Some(pn), Some(secure)) = (handled.answered, session.secure.as_mut()) {
             secure.answered(Pn(pn));
@@ -142,7 +151,12 @@ impl Net {
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
             Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
-            Frame::Prove { public, mac } => self.on_prove(id, public, mac),
+            Frame::Prove { public, mac } => self.on_prove(now, id, public, mac),
+            Frame::Done { req, status } => self.on_done(now, id, req, status),
+            Frame::NetKey { req, key_id, mac, key } => {
+                let change = super::netkey::Change { req, key_id, mac, key: key.expose() };
+                self.on_netkey(now, id, &change);
+            }
             Frame::Register { req, ephemeral, epoch, lease_s } => {
                 self.on_register(now, id, super::session::Registering { req, ephemeral, epoch, lease_s });
             }

@@ -14,7 +14,7 @@ use super::{
     session::{Ask, LookupFor, State},
 };
 use crate::{
-    error::{CloseReason, CommandError, ConnectError},
+    error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{Event, HostLoss, Output, RequestId, SessionId},
     id::Id,
     session::{keys::PeerKey, pn::Pn},
@@ -337,7 +337,7 @@ impl Net {
         self.send_frame(now, id, path, &frame);
         let asks = self.table.get_mut(id).map(|session| core::mem::take(&mut session.control.asks));
         for ask in asks.unwrap_or_default() {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::SessionLost(CloseReason::Lost));
         }
         self.forget(now, id);
     }

@@ -9,6 +9,10 @@
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
+use super::{
+    netkey::Offer,
+    pinning::{Pin, Prover, Proving},
+};
 use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
@@ -63,6 +67,8 @@ pub(crate) struct HalfOpen {
     /// Where the answer went to, the latest first.
     pub(crate) answered: [Option<Path>; 4],
     pub(crate) expires: Time,
+    /// The handshake's final hash, for a proof of our device key.
+    pub(crate) hash: [u8; 32],
 }
 
 impl HalfOpen {
@@ -71,6 +77,11 @@ impl HalfOpen {
             self.answered.rotate_right(1);
             self.answered[0] = Some(path);
         }
+    }
+
+    /// What a proof of our device key is made from.
+    pub(crate) fn prover(&self) -> Prover {
+        Prover { peer_ephemeral: self.ephemeral, hash: self.hash }
     }
 
     /// Whoever could make a first packet had our RESP, so it comes from where that went.
@@ -82,7 +93,10 @@ impl HalfOpen {
 pub(crate) struct Session {
     pub(crate) peer: Id,
     pub(crate) next_of_peer: Option<u32>,
+    /// What its packets to us are labelled with.
     pub(crate) own_token: Token,
+    /// Others that are honoured too: of a handshake that is to renew it, and the one before a token update.
+    pub(crate) more_tokens: [Option<Token>; 2],
     pub(crate) role: Role,
     pub(crate) path: Path,
     pub(crate) state: State,
@@ -99,6 +113,8 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// The device that the peer has to be.
+    pub(crate) pin: Option<Box<Pin>>,
     pub(crate) max_udp: u16,
     /// In the list of those that have something to send.
     pub(crate) dirty: bool,
@@ -151,6 +167,14 @@ pub(crate) struct Control {
     pub(crate) asks: Vec<Asking>,
     /// Those that leave once.
     pub(crate) once: VecDeque<Frame<'static>>,
+    /// The net key that the peer is to take.
+    pub(crate) offer: Option<Box<Offer>>,
+    /// The proof of our device key that the peer asked for.
+    pub(crate) proving: Option<Box<Proving>>,
+    /// It is to be sent, for the first time or again.
+    pub(crate) proof_due: bool,
+    /// NETKEYs with a wrong mac that came.
+    pub(crate) wrong_macs: u8,
 }
 
 /// A registered net that does not answer its host for so long is told to be silent.
@@ -188,6 +212,12 @@ pub(crate) enum Ask {
         id: Id,
         why: LookupFor,
     },
+    /// The peer's proof that it is the pinned device.
+    Prove,
+    /// The new net key in `Control::offer`.
+    NetKey {
+        user: RequestId,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -201,7 +231,7 @@ impl Control {
     /// Notes a question; false when too many are open. Of the machine's own there is one of a kind, and it always has
     /// its place: a ping that is due and cannot be asked would be due for ever.
     pub(crate) fn ask(&mut self, what: Ask, now: Time) -> bool {
-        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. });
+        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. } | Ask::Prove);
         if !own && self.asks.len() >= MAX_ASKS {
             return false;
         }
@@ -222,6 +252,11 @@ impl Control {
         if self.once.len() < MAX_ONCE {
             self.once.push_back(frame);
         }
+    }
+
+    /// The question for the peer's proof goes along with the next packet: only the first one that arrives can bring it.
+    pub(crate) fn prove_now(&mut self, now: Time) {
+        self.asks.iter_mut().filter(|ask| ask.what == Ask::Prove).for_each(|ask| ask.due = now);
     }
 
     pub(crate) fn pinging(&self) -> bool {

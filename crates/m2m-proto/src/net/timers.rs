@@ -7,7 +7,7 @@ use super::{
     session::{Ask, Session, State},
 };
 use crate::{
-    error::CloseReason,
+    error::{CloseReason, ControlError},
     event::{Event, SessionId},
     time::{Duration, Time},
     wire::frame::{CloseCode, FoundStatus},
@@ -124,27 +124,32 @@ impl Net {
             }
             !over
         });
+        if failed.iter().any(|ask| matches!(ask.what, Ask::NetKey { .. })) {
+            session.control.offer = None;
+        }
         let mut lost = false;
         for ask in failed {
             // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
             let silent = heard <= ask.first_sent;
             lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. }) && silent;
+            lost |= ask.what == Ask::Prove;
             if let (Ask::Register { .. }, false, Some(session)) = (ask.what, silent, self.table.get_mut(id)) {
                 // A slow store, or bad luck: without it this session is of no use.
                 session.control.ask(ask.what, now);
             }
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::TimedOut);
         }
         lost
     }
 
     /// A question of ours will not be answered any more.
-    pub(super) fn ask_failed(&mut self, what: Ask) {
+    pub(super) fn ask_failed(&mut self, what: Ask, why: ControlError) {
         match what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: None }),
             Ask::Lookup { why: super::session::LookupFor::User(request), .. } => {
                 self.event(Event::Found { request, status: None });
             }
+            Ask::NetKey { user: request } => self.event(Event::ControlDone { request, result: Err(why) }),
             _ => {}
         }
     }

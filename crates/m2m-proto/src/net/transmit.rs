@@ -4,6 +4,8 @@ use core::net::SocketAddr;
 
 use super::{
     MAX_DATAGRAM, Net, Path,
+    netkey::Offer,
+    pinning::Proving,
     session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
         exchange::{Context, LineEvent},
         line::Line,
     },
-    error::{CloseReason, ConnectError, RequestError},
+    error::{CloseReason, ConnectError, ControlError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
     session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, keys::Role},
@@ -82,6 +84,7 @@ impl Net {
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
         let room = room(session);
         let confirm = session.role == Role::Initiator && !session.confirmed && has_more(session, &mut cx);
+        let open = session.is_open();
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -95,8 +98,11 @@ impl Net {
             plain.push_frame(&Frame::Confirm { mem, resume: None });
         }
         let fresh = plain.count();
+        if confirm {
+            session.control.prove_now(cx.now);
+        }
         push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
-        while let Some(message) = session.line.poll_message(&mut cx) {
+        while open && let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
                 if !plain.is_empty() {
                     break;
@@ -224,6 +230,9 @@ impl Net {
             super::State::Connecting(_) => return self.fail(now, id, ConnectError::Closed),
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
+            super::State::Up if session.is_unproven() => {
+                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+            }
             super::State::Up => {}
         }
         if let Some(code) = tell {
@@ -255,7 +264,7 @@ impl Net {
         }
         self.tell_line_events(id, Some(why));
         for ask in asks {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::SessionLost(why));
         }
         self.unregister_session(peer, id);
         if let Some(session) = self.table.get_mut(id) {
@@ -292,7 +301,7 @@ fn room(session: &Session) -> usize {
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
     !session.control.once.is_empty()
         || session.control.asks.iter().any(|ask| ask.due <= cx.now)
-        || session.line.poll_message(cx).is_some()
+        || session.is_open() && session.line.poll_message(cx).is_some()
 }
 
 /// Frames first those that leave once, then the questions that are due.
@@ -310,8 +319,16 @@ fn push_control(
         }
         control.once.pop_front();
     }
+    if control.proof_due
+        && let Some(Proving::Made(made)) = control.proving.as_deref()
+    {
+        if !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac }) {
+            return;
+        }
+        control.proof_due = false;
+    }
     for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
-        if !push_ask(asking, proof, plain) {
+        if !push_ask(asking, proof, control.offer.as_deref(), plain) {
             return;
         }
         if asking.sent == 0 {
@@ -326,11 +343,18 @@ fn push_control(
     }
 }
 
-fn push_ask(asking: &Asking, proof: Option<&Proof>, plain: &mut PlainWriter<'_>) -> bool {
+fn push_ask(
+    asking: &Asking,
+    proof: Option<&Proof>,
+    offer: Option<&Offer>,
+    plain: &mut PlainWriter<'_>,
+) -> bool {
     let req = asking.req;
     match asking.what {
         Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
         Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
+        Ask::Prove => plain.push_frame(&Frame::ProveAsk { req }),
+        Ask::NetKey { .. } => offer.is_none_or(|offer| plain.push_frame(&offer.frame(req))),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
             if let Some(Proof::Made(made)) = proof

@@ -89,8 +89,14 @@ impl Rig {
             for id in first..first + count as u64 {
                 let options = OptionSet::default();
                 let payload = &[7; PAYLOAD];
-                let request =
-                    Request { code: Code::POST, options: &options, payload, confirmable: true, deadline };
+                let request = Request {
+                    code: Code::POST,
+                    options: &options,
+                    payload,
+                    confirmable: true,
+                    repeatable: false,
+                    deadline,
+                };
                 net.request(now, session, RequestId(id), &request).expect("there is room");
             }
         });
@@ -316,7 +322,14 @@ fn a_greedy_session_delays_the_others_by_a_few_packets() {
     rig.world.command(net, |net, now| {
         let options = OptionSet::default();
         let payload = &[7; PAYLOAD];
-        let request = Request { code: Code::POST, options: &options, payload, confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload,
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         for id in 0..10_000 {
             net.request(now, greedy_session, RequestId(1 << 40 | id), &request).expect("there is room");
         }
