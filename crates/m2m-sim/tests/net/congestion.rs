@@ -194,8 +194,8 @@ fn two_nets_share_a_link() {
             rig.flow(net, 200);
         }
         rig.run(10 * SECOND);
-        let shares = rig.measure(30 * SECOND);
-        judge(&shares, 30 * SECOND);
+        let shares = rig.measure(20 * SECOND);
+        judge(&shares, 20 * SECOND);
         rig.finish();
     }
 }
@@ -208,8 +208,8 @@ fn two_sessions_of_one_net_share_a_link() {
     rig.flow(net, 200);
     rig.flow(net, 200);
     rig.run(10 * SECOND);
-    let shares = rig.measure(30 * SECOND);
-    judge(&shares, 30 * SECOND);
+    let shares = rig.measure(20 * SECOND);
+    judge(&shares, 20 * SECOND);
     rig.finish();
 }
 
@@ -224,8 +224,8 @@ fn who_comes_later_gets_as_much() {
     let second = rig.client();
     rig.flow(second, 200);
     rig.run(10 * SECOND);
-    let shares = rig.measure(30 * SECOND);
-    judge(&shares, 30 * SECOND);
+    let shares = rig.measure(20 * SECOND);
+    judge(&shares, 20 * SECOND);
     rig.finish();
 }
 
