@@ -25,6 +25,8 @@ pub(super) struct Busy {
     pub(super) incoming: Incoming,
     pub(super) ready: VecDeque<Ready>,
     pub(super) events: VecDeque<LineEvent>,
+    /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
+    pub(super) is_patient: bool,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }
