@@ -262,6 +262,9 @@ pub enum RequestError {
     NeverLeft(CloseReason),
     /// The session ended first; the request may have run.
     SessionLost(CloseReason),
+    /// The peer lost its memory, and the request may have run before: its method is not idempotent, and it was not
+    /// marked repeatable.
+    PeerForgot,
     /// Its user gave it up.
     Cancelled,
 }
@@ -275,6 +278,7 @@ impl RequestError {
             RequestError::TooLarge => ErrorKind::TooLarge,
             RequestError::NotSent(why) => why.kind(),
             RequestError::NeverLeft(why) | RequestError::SessionLost(why) => why.kind(),
+            RequestError::PeerForgot => ErrorKind::SessionLost,
             RequestError::Cancelled => ErrorKind::Closed,
         }
     }
@@ -291,6 +295,9 @@ impl fmt::Display for RequestError {
             }
             RequestError::NeverLeft(why) => write!(f, "session lost: {why}; the request was not sent"),
             RequestError::SessionLost(why) => write!(f, "session lost: {why}; the request may have run"),
+            RequestError::PeerForgot => {
+                write!(f, "session lost: the peer restarted; the request may have run")
+            }
             RequestError::Cancelled => write!(f, "given up by its user"),
         }
     }

@@ -51,6 +51,7 @@ mod deliver;
 mod host;
 mod netkey;
 mod pinning;
+mod recover;
 mod registrar;
 mod relay;
 mod session;
@@ -72,6 +73,9 @@ const MIN_MAX_UDP: u16 = 256;
 const POOL: usize = 64;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
+/// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
+const HINT_BUCKETS: usize = 4096;
+const HINTS_PER_SECOND: u32 = 5;
 /// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
 const MESSAGE_HEAD: usize = 4 + 8;
 /// Requests beyond the queue that may be on their way or waiting for separate responses.
@@ -165,7 +169,6 @@ pub struct Net {
     cookie_secrets: [CookieSecret; 2],
     cookie_rotated: Time,
     hash_secret: u64,
-    born: Time,
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
@@ -180,6 +183,9 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     dh_budget: TokenBucket,
+    hint_budget: BucketTable,
+    /// Requests that came since are remembered, all of them.
+    memory_since: Time,
     key_change: netkey::KeyChange,
     stats: Stats,
 }
@@ -198,7 +204,6 @@ impl Net {
             cookie_rotated: now,
             rng,
             ephemerals,
-            born: now,
             unix_origin_ms: None,
             table: table::Table::default(),
             deadlines: BinaryHeap::new(),
@@ -212,6 +217,8 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: TokenBucket::new(dh.per_second, dh.burst),
+            hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
+            memory_since: now,
             key_change: netkey::KeyChange::new(&mut config, now),
             stats: Stats::default(),
             config,
@@ -256,9 +263,10 @@ impl Net {
         self.unix_ms(now).map_or(0, |ms| u32::try_from(ms / 1000).unwrap_or(u32::MAX))
     }
 
-    /// For how many seconds this net remembers every request: since it began.
+    /// For how many seconds this net remembers every request: since it began, or since the last one of a session that
+    /// it gave up by itself.
     fn mem(&self, now: Time) -> u32 {
-        u32::try_from(now.since(self.born).as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(now.since(self.memory_since).as_secs()).unwrap_or(u32::MAX)
     }
 
     /// One datagram, decrypted in place; its bytes are worthless afterwards. What it causes comes out of [`Net::poll_output`].
@@ -287,6 +295,7 @@ impl Net {
             Packet::Init(init) => self.on_init(now, origin, &init),
             Packet::Resp(resp) => self.on_resp(now, origin, &resp),
             Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
+            Packet::ResetHint(hint) => self.on_hint(now, origin, &hint),
             _ => self.stats.drop(Drop::Kind),
         }
     }

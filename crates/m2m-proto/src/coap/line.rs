@@ -25,7 +25,7 @@ use super::{
     writer::MessageWriter,
 };
 use crate::time::{Duration, Time};
-use alloc::{boxed::Box, vec::Vec};
+use alloc::boxed::Box;
 use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
@@ -51,8 +51,6 @@ pub struct Line {
     rtt: RttEstimator,
     /// Nothing is due before; what was due then may be done by now.
     timer: Time,
-    /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
-    is_patient: bool,
     busy: Option<Box<Busy>>,
 }
 
@@ -67,7 +65,6 @@ impl Line {
             ring: Ring::default(),
             rtt: RttEstimator::default(),
             timer: Time::NEVER,
-            is_patient: false,
             busy: None,
         }
     }
@@ -258,11 +255,11 @@ impl Line {
         self.timer
     }
 
-    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old. Gives the time when the
-    /// oldest message left first that was sent again so often without an answer that the peer may be gone.
-    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Option<Time> {
+    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old. True if a
+    /// message was sent again so often without an answer that the peer may be gone.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> bool {
         if cx.now < self.timer {
-            return None;
+            return false;
         }
         self.timer = Time::NEVER;
         let unanswered = self.retransmit(cx);
@@ -332,17 +329,15 @@ impl Line {
         self.rtt.sample(now, round_trip);
     }
 
-    fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<Time> {
-        let busy = self.busy.as_mut()?;
-        let mut unanswered: Option<Time> = None;
+    fn retransmit(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(busy) = self.busy.as_mut() else { return false };
+        let mut unanswered = false;
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
-            if open.transmissions > UNANSWERED_RETRANSMISSIONS {
-                unanswered = Some(unanswered.map_or(open.first_sent, |time| time.min(open.first_sent)));
-            }
+            unanswered |= open.transmissions > UNANSWERED_RETRANSMISSIONS;
             self.rtt.timed_out(open.first_sent, open.transmissions);
             busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
-            if open.transmissions <= cx.config.max_retransmit || self.is_patient {
+            if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
                 busy.outgoing.lose(self.next_mid, mid);
                 continue;
             }

@@ -12,6 +12,7 @@ use core::net::SocketAddr;
 use super::{
     netkey::Offer,
     pinning::{Pin, Prover, Proving},
+    recover::{Opener, Tails},
 };
 use crate::{
     coap::line::Line,
@@ -113,6 +114,14 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// Initiator: what it takes to open the session anew.
+    pub(crate) opener: Option<Box<Opener>>,
+    /// Of packets that left lately, while an answer may be missing.
+    pub(crate) tails: Option<Box<Tails>>,
+    /// Responder: this session went on under the keys of a later handshake.
+    pub(crate) is_resumed: bool,
+    /// When the peer's last request came.
+    pub(crate) last_request: Time,
     /// The device that the peer has to be.
     pub(crate) pin: Option<Box<Pin>>,
     pub(crate) max_udp: u16,
@@ -247,6 +256,11 @@ impl Control {
         Some(self.asks.swap_remove(at))
     }
 
+    /// All questions leave again, under new keys, as if for the first time.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
+    }
+
     /// Queues a frame. When too many wait it is dropped: whoever wants its answer asks again.
     pub(crate) fn once(&mut self, frame: Frame<'static>) {
         if self.once.len() < MAX_ONCE {
@@ -296,6 +310,7 @@ impl Session {
                 .min(self.ping_due())
                 .min(self.last_heard + self.keepalive.silence)
                 .min(self.lease_due())
+                .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.probe_due()),
         }
     }

@@ -83,8 +83,10 @@ impl Net {
         }
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
         let room = room(session);
-        let confirm = session.role == Role::Initiator && !session.confirmed && has_more(session, &mut cx);
-        let open = session.is_open();
+        let confirm = session.role == Role::Initiator
+            && (!session.confirmed || session.resume().is_some())
+            && has_more(session, &mut cx);
+        let (open, resume) = (session.is_open(), session.resume());
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -95,7 +97,7 @@ impl Net {
         let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, room);
         if confirm {
-            plain.push_frame(&Frame::Confirm { mem, resume: None });
+            plain.push_frame(&Frame::Confirm { mem, resume });
         }
         let fresh = plain.count();
         if confirm {
@@ -118,6 +120,7 @@ impl Net {
             return false;
         }
         secure.seal(&mut buffer);
+        session.remember_tail(&buffer);
         self.send_packet(now, path, peer, buffer);
         true
     }
@@ -135,6 +138,7 @@ impl Net {
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
         let unanswered = secure.unanswered() >= UNANSWERED;
+        session.remember_tail(&buffer);
         if buffer.len() > MAX_DATAGRAM.min(max_udp) {
             // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
             self.stats.drop(Drop::RelayRefused);
@@ -256,6 +260,11 @@ impl Net {
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
     fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
+        if !matches!(why, CloseReason::Peer(_)) {
+            // The peer may not hear of it, and ask again what ran here.
+            self.memory_since = self.memory_since.max(session.last_request);
+        }
+        session.opener = None;
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);
         session.control.once.clear();

@@ -2,4 +2,5 @@
 mod basics;
 mod congestion;
 mod promise;
+mod recovery;
 mod regressions;

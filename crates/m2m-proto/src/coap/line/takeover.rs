@@ -23,7 +23,9 @@ use alloc::vec::Vec;
 impl Line {
     /// While true, retransmissions go on beyond their number: a new handshake decides whether the peer is gone.
     pub fn be_patient(&mut self, is_patient: bool) {
-        self.is_patient = is_patient;
+        if let Some(busy) = &mut self.busy {
+            busy.is_patient = is_patient;
+        }
     }
 
     /// The session has new keys, and the peer hasn't said yet whether it remembers this line. `memory` is for how long
@@ -48,8 +50,8 @@ impl Line {
     /// What left under the old keys is in flight no longer: it is held, or leaves again with the same Message ID and
     /// token. Packet numbers of the old session mean nothing any more.
     fn take_back(&mut self, cx: &mut Context<'_>, is_held: impl Fn(&Open, bool, Time) -> bool) {
-        self.is_patient = false;
         let Some(busy) = &mut self.busy else { return };
+        busy.is_patient = false;
         let mut ready = core::mem::take(&mut busy.ready);
         // Acknowledgements and answers are asked for again by those who still need them.
         ready.retain(|ready| matches!(ready, Ready::NonConfirmable { .. }));
