@@ -76,6 +76,8 @@ pub enum CommandError {
     OwnId,
     /// A response's code in a request, or the other way round.
     WrongCode,
+    /// A secret for new keys has 16 to 64 bytes, not this many.
+    SecretLength(usize),
 }
 
 impl CommandError {
@@ -85,7 +87,10 @@ impl CommandError {
             CommandError::Stale | CommandError::Closed => ErrorKind::Closed,
             CommandError::TooLarge { .. } => ErrorKind::TooLarge,
             CommandError::QueueFull | CommandError::TableFull => ErrorKind::Refused,
-            CommandError::NoHost | CommandError::OwnId | CommandError::WrongCode => ErrorKind::Configuration,
+            CommandError::NoHost
+            | CommandError::OwnId
+            | CommandError::WrongCode
+            | CommandError::SecretLength(_) => ErrorKind::Configuration,
         }
     }
 }
@@ -109,6 +114,9 @@ impl fmt::Display for CommandError {
             }
             CommandError::OwnId => write!(f, "that is this net's own id"),
             CommandError::WrongCode => write!(f, "that code belongs to another kind of message"),
+            CommandError::SecretLength(len) => {
+                write!(f, "a secret for new keys has 16 to 64 bytes, this has {len}")
+            }
         }
     }
 }

@@ -9,7 +9,8 @@
 //!                             ├─ connect  RESP, COOKIE (initiator)          session   what is kept of one
 //!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
-//!  poll_output ─ transmit                        └─ messages └─ relay       forwarding
+//!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
+//!                                                            └─ rekey, renew_token   other keys, other tokens
 //! ```
 use alloc::{collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
@@ -50,7 +51,9 @@ mod connect;
 mod deliver;
 mod host;
 mod registrar;
+mod rekey;
 mod relay;
+mod renew_token;
 mod session;
 mod table;
 mod timers;
@@ -488,6 +491,9 @@ impl Net {
         for ask in core::mem::take(&mut session.control.asks) {
             self.ask_failed(ask.what);
         }
+        let is_local = why == ConnectError::Closed;
+        let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
+        self.renewal_failed(session.renewal.take(), lost);
         match session.host {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),
