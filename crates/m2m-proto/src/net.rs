@@ -49,6 +49,7 @@ mod accept;
 mod connect;
 mod deliver;
 mod host;
+mod path;
 mod registrar;
 mod relay;
 mod session;

@@ -101,6 +101,10 @@ pub struct Stats {
     pub handshakes: u64,
     /// Handshakes answered with COOKIE.
     pub cookies: u64,
+    /// Sessions whose packets leave for another place since, because the peer proved to be there.
+    pub moves: u64,
+    /// Places that a peer seemed to be at, and did not prove to be.
+    pub moves_failed: u64,
     drops: [u64; Drop::ALL.len()],
 }
 

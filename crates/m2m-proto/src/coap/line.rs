@@ -342,6 +342,17 @@ impl Line {
         self.rtt.sample(now, round_trip);
     }
 
+    /// Forgets what round trips were measured: the peer is reached another way now.
+    pub fn forget_round_trip(&mut self) {
+        self.rtt = RttEstimator::default();
+    }
+
+    /// True if something that is in flight left more than once.
+    pub fn is_repeating(&self) -> bool {
+        let Some(busy) = &self.busy else { return false };
+        busy.outgoing.mids(self.next_mid).any(|(_, open)| open.transmissions > 1)
+    }
+
     fn retransmit(&mut self, cx: &mut Context<'_>) {
         let Some(busy) = &mut self.busy else { return };
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {

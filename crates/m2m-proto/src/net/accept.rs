@@ -182,6 +182,7 @@ impl Net {
                 })
             }),
             guest: None,
+            roaming: None,
             max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,

@@ -90,6 +90,7 @@ impl Net {
             host,
             proof: None,
             guest: None,
+            roaming: None,
             max_udp: super::MAX_DATAGRAM as u16,
             dirty: false,
             armed: Time::NEVER,

@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 
 use super::{
     Net, Origin,
+    path::Arrival,
     session::{Ask, Path, State},
 };
 use crate::{
@@ -37,11 +38,13 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
+        let (len, newest) = (datagram.len(), secure.newest());
         let plain = match secure.open(datagram) {
             Ok(range) => datagram.get(range).unwrap_or_default(),
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
             Err(_) => return self.stats.drop(Drop::BadSeal),
         };
+        let newest = secure.newest() > newest;
         let is_first = matches!(session.state, State::HalfOpen(_));
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
@@ -53,21 +56,28 @@ impl Net {
         session.last_heard = now;
         session.confirmed = true;
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
-        let mut challenge = None;
+        // One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
+        let (mut challenge, mut response, mut only_probes) = (None, None, true);
         for element in elements {
             if self.table.get(id).is_none_or(|session| !session.is_up()) {
                 return;
             }
             match element {
-                Element::Message(message) => self.on_message(now, id, message),
                 Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
-                Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
+                Element::Frame(Frame::PathResponse(data)) => response = Some(data),
+                Element::Frame(Frame::Pad) => {}
+                Element::Message(message) => {
+                    only_probes = false;
+                    self.on_message(now, id, message);
+                }
+                Element::Frame(frame) => {
+                    only_probes = false;
+                    self.on_frame(now, id, origin, &frame);
+                }
             }
         }
-        if let Some(data) = challenge {
-            // One for a packet: its source may be forged, and whoever lives there must not get more than was sent.
-            self.send_frame(now, id, origin.path(), &Frame::PathResponse(data));
-        }
+        let path = origin.path();
+        self.on_arrival(now, id, &Arrival { path, len, newest, only_probes, challenge, response });
         if is_first {
             self.evict_beyond_cap(now, id);
         }

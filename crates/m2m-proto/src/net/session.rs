@@ -9,6 +9,7 @@
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
+use super::path::Roaming;
 use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
@@ -102,6 +103,8 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// Other places where the peer may be; none while it stays where it is.
+    pub(crate) roaming: Option<Box<Roaming>>,
     pub(crate) max_udp: u16,
     /// In the list of those that have something to send.
     pub(crate) dirty: bool,
@@ -264,7 +267,8 @@ impl Session {
                 .min(self.ping_due())
                 .min(self.last_heard + self.keepalive.silence)
                 .min(self.lease_due())
-                .min(self.probe_due()),
+                .min(self.probe_due())
+                .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline())),
         }
     }
 

@@ -101,6 +101,7 @@ impl Net {
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
         self.line_timeout(now, id);
+        self.path_timeout(now, id);
         self.touch(id);
     }
 

@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 
 use super::{
     MAX_DATAGRAM, Net, Path,
+    path::PING_ROOM,
     session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 /// Hops that a RELAY frame of ours may make (protocol, section 10).
 pub(super) const HOP_LIMIT: u8 = 16;
 /// Packets that may still say goodbye when a key is spent.
-const LAST_WORDS: u64 = 64;
+pub(super) const LAST_WORDS: u64 = 64;
 /// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet at its largest.
 const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
 /// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
@@ -58,13 +59,12 @@ impl Net {
         let mut buffer = self.buffer();
         let mem = self.mem(now);
         let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
-        let (path, peer) = (session.path, session.peer);
+        let (exit, peer) = (self.exit(now, session), session.peer);
         if self.key_is_spent(session, 0) {
             self.end(now, id, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
             return false;
         }
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
-        let room = room(session);
         let confirm = session.role == Role::Initiator && !session.confirmed && has_more(session, &mut cx);
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
@@ -74,15 +74,15 @@ impl Net {
         }
         secure.begin(&mut buffer);
         let pn = secure.next_pn().0;
-        let mut plain = PlainWriter::new(&mut buffer, room);
+        let mut plain = PlainWriter::new(&mut buffer, exit.room);
         if confirm {
             plain.push_frame(&Frame::Confirm { mem, resume: None });
         }
         let fresh = plain.count();
-        push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
+        let pinged = push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
         while let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
-                if !plain.is_empty() {
+                if !plain.is_empty() || exit.is_candidate {
                     break;
                 }
                 // It fits no packet of this session, and must not keep the others from leaving.
@@ -92,11 +92,22 @@ impl Net {
             session.line.sent_in(&mut cx, pn);
         }
         if plain.count() == fresh {
+            // What did not fit there may go the usual way.
+            let goes_on = exit.is_candidate && has_more(session, &mut cx);
+            if goes_on {
+                session.answered_candidate(now, 0, rto);
+            }
             self.recycle(buffer);
-            return false;
+            return goes_on;
+        }
+        while plain.len() < PING_ROOM && pinged {
+            plain.push_frame(&Frame::Pad);
         }
         secure.seal(&mut buffer);
-        self.send_packet(now, path, peer, buffer);
+        if exit.is_candidate {
+            session.answered_candidate(now, buffer.len(), rto);
+        }
+        self.send_packet(now, exit.path, peer, buffer);
         true
     }
 
@@ -126,7 +137,7 @@ impl Net {
     }
 
     /// True once the session's key has protected as many packets as it may, and `more`.
-    fn key_is_spent(&self, session: &Session, more: u64) -> bool {
+    pub(super) fn key_is_spent(&self, session: &Session, more: u64) -> bool {
         let limit = self.config.limits.packets_per_key.min(KEY_LIMIT) + more;
         session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= limit)
     }
@@ -137,7 +148,7 @@ impl Net {
         self.send_packet(now, path, peer, buffer);
     }
 
-    fn send_packet(&mut self, now: Time, path: Path, peer: Id, packet: Vec<u8>) {
+    pub(super) fn send_packet(&mut self, now: Time, path: Path, peer: Id, packet: Vec<u8>) {
         match path {
             Path::Direct(to) => self.send_datagram(to, packet),
             Path::Through(neighbour) => {
@@ -265,7 +276,12 @@ impl Net {
 
 /// Bytes of plaintext that one packet of a session takes.
 fn room(session: &Session) -> usize {
-    let around = match session.path {
+    room_on(session, session.path)
+}
+
+/// The same on another path than its own.
+pub(super) fn room_on(session: &Session, path: Path) -> usize {
+    let around = match path {
         Path::Direct(_) => 0,
         Path::Through(_) => RELAY_ROOM,
     };
@@ -279,7 +295,7 @@ fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
         || session.line.poll_message(cx).is_some()
 }
 
-/// Frames first those that leave once, then the questions that are due.
+/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
 fn push_control(
     control: &mut Control,
     proof: Option<&Proof>,
@@ -287,17 +303,19 @@ fn push_control(
     now: Time,
     pn: u64,
     rto: Duration,
-) {
+) -> bool {
+    let mut pinged = false;
     while let Some(frame) = control.once.front() {
         if !plain.push_frame(frame) {
-            return;
+            return pinged;
         }
         control.once.pop_front();
     }
     for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
         if !push_ask(asking, proof, plain) {
-            return;
+            return pinged;
         }
+        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe);
         if asking.sent == 0 {
             asking.first_pn = pn;
             asking.first_sent = now;
@@ -308,6 +326,7 @@ fn push_control(
         let over = asking.first_sent + super::timers::patience(rto);
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
+    pinged
 }
 
 fn push_ask(asking: &Asking, proof: Option<&Proof>, plain: &mut PlainWriter<'_>) -> bool {
