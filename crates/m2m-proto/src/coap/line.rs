@@ -286,8 +286,8 @@ impl Line {
         self.timer = Time::NEVER;
     }
 
-    /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
-    /// IDs and tokens. Packet numbers of the old session mean nothing any more.
+    /// Prepares for a new session that takes this line over, or for another path: what is in flight leaves again, with
+    /// the same Message IDs and tokens. Packet numbers of the old session mean nothing any more.
     pub fn send_again(&mut self) {
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));

@@ -64,8 +64,10 @@ struct Candidate {
     rounds: u8,
     /// When the next begins, or the candidate is forgotten.
     due: Time,
-    /// When this round's challenge left for the candidate; not yet, while what came from there does not pay for it.
-    challenged: Option<Time>,
+    /// This round's challenge has left for the candidate. It waits while what came from there does not pay for it.
+    is_challenged: bool,
+    /// When the first one left.
+    first_sent: Option<Time>,
     /// Authentic bytes that came from there, and all that went there.
     bytes_in: u32,
     bytes_out: u32,
@@ -209,7 +211,9 @@ impl Net {
     }
 
     fn forsake_candidate(&mut self, id: SessionId, rests_until: Time) {
-        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else { return };
+        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else {
+            return;
+        };
         if roaming.candidate.take().is_some() {
             roaming.rests_until = roaming.rests_until.max(rests_until);
             self.stats.moves_failed += 1;
@@ -246,7 +250,8 @@ impl Net {
             since: now,
             rounds: 0,
             due: now,
-            challenged: None,
+            is_challenged: false,
+            first_sent: None,
             bytes_in: len as u32,
             bytes_out: 0,
             owes_answer: true,
@@ -280,10 +285,12 @@ impl Net {
         let rto = self.rto_of(id);
         let Some(session) = self.table.get_mut(id) else { return };
         let Some(roaming) = session.roaming.as_mut() else { return };
-        if let Some(candidate) = roaming.candidate.take_if(|it| it.path == arrival.path && it.to_new == data) {
+        if let Some(candidate) = roaming.candidate.take_if(|it| it.path == arrival.path && it.to_new == data)
+        {
             let until = now + UNDO_RTOS * rto;
             let former = Former { path: session.path, data: candidate.to_old, until, tries: 0 };
-            let measured = candidate.challenged.filter(|_| candidate.rounds == 1).map(|left| now.since(left));
+            // Too long if the first challenge was lost; still nearer than what is assumed where nothing was measured.
+            let measured = candidate.first_sent.map(|left| now.since(left));
             roaming.former = Some(former);
             return self.move_to(now, id, candidate.path, measured);
         }
@@ -307,6 +314,8 @@ impl Net {
         if let Some(round_trip) = round_trip {
             session.line.add_round_trip(now, round_trip);
         }
+        // What is in flight went to where nobody is any more.
+        session.line.send_again();
         if !session.keepalive.interval.is_zero() {
             session.keepalive.interval = session.keepalive.interval.min(ping_min);
             session.keepalive.observed = None;
@@ -343,15 +352,16 @@ impl Net {
         if begins {
             candidate.rounds += 1;
             candidate.due = now + rto;
-            candidate.challenged = None;
+            candidate.is_challenged = false;
         }
         let (path, to_new, to_old) = (candidate.path, candidate.to_new, candidate.to_old);
-        if candidate.challenged.is_none() {
+        if !candidate.is_challenged {
             let budget = candidate.budget(factor);
             let sent = self.send_frames(now, id, path, &[Frame::PathChallenge(to_new)], budget);
             if let Some(candidate) = self.table.get_mut(id).and_then(|session| session.candidate(path)) {
                 candidate.went(sent);
-                candidate.challenged = (sent > 0).then_some(now);
+                candidate.is_challenged = sent > 0;
+                candidate.first_sent = candidate.first_sent.or((sent > 0).then_some(now));
             }
         }
         if begins {
@@ -362,7 +372,9 @@ impl Net {
 
     /// Challenges again, gives up, and tries where the peer was before when nothing comes from where it went.
     pub(super) fn path_timeout(&mut self, now: Time, id: SessionId) {
-        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else { return };
+        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else {
+            return;
+        };
         match &roaming.candidate {
             Some(candidate) if candidate.due <= now && candidate.rounds >= TRIES => {
                 roaming.candidate = None;
@@ -381,7 +393,9 @@ impl Net {
             return;
         };
         let ping = session.stray_ping();
-        let Some(former) = session.roaming.as_mut().and_then(|roaming| roaming.former.as_mut()) else { return };
+        let Some(former) = session.roaming.as_mut().and_then(|roaming| roaming.former.as_mut()) else {
+            return;
+        };
         if former.tries >= TRIES {
             return;
         }
@@ -393,8 +407,7 @@ impl Net {
 
     /// Where the next packet of a session goes.
     pub(super) fn exit(&self, now: Time, session: &Session) -> Exit {
-        let usual =
-            Exit { path: session.path, room: room_on(session, session.path), is_candidate: false };
+        let usual = Exit { path: session.path, room: room_on(session, session.path), is_candidate: false };
         let roaming = session.roaming.as_ref();
         let Some(candidate) = roaming.and_then(|roaming| roaming.candidate.as_ref()) else { return usual };
         let may_answer = candidate.owes_answer && candidate.answer_from <= now;

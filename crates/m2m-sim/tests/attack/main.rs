@@ -7,4 +7,5 @@ mod packets;
 mod registration;
 mod relay;
 mod rig;
+mod roaming;
 mod squatters;
