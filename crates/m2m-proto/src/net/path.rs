@@ -309,13 +309,11 @@ impl Net {
         let ping_min = self.config.timers.ping_min;
         let Some(session) = self.table.get_mut(id) else { return };
         session.path = path;
-        // What was measured belongs to the path that was left (RFC 9000, section 9.4).
-        session.line.forget_round_trip();
+        // What was measured belongs to the path that was left (RFC 9000, section 9.4), and what is in flight went there.
+        session.line.moved();
         if let Some(round_trip) = round_trip {
             session.line.add_round_trip(now, round_trip);
         }
-        // What is in flight went to where nobody is any more.
-        session.line.send_again();
         if !session.keepalive.interval.is_zero() {
             session.keepalive.interval = session.keepalive.interval.min(ping_min);
             session.keepalive.observed = None;
@@ -443,6 +441,7 @@ impl Net {
             return 0;
         }
         secure.seal(&mut buffer);
+        session.remember_tail(&buffer);
         self.send_packet(now, path, peer, buffer);
         len
     }
