@@ -2,3 +2,4 @@
 mod basics;
 mod promise;
 mod regressions;
+mod rekey;
