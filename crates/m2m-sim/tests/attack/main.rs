@@ -5,6 +5,7 @@ mod keepalive;
 mod limits;
 mod packets;
 mod registration;
+mod rekey;
 mod relay;
 mod rig;
 mod squatters;
