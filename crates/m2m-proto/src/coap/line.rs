@@ -339,7 +339,8 @@ impl Line {
             self.rtt.timed_out(open.first_sent, open.transmissions);
             busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
             if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
-                busy.outgoing.lose(self.next_mid, mid);
+                open.due = Time::NEVER;
+                busy.ready.push_back(Ready::Confirmable(mid));
                 continue;
             }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };

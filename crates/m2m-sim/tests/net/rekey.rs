@@ -79,6 +79,7 @@ impl Pair {
                 options: &options,
                 payload: b"hello",
                 confirmable: true,
+                repeatable: false,
                 deadline,
             };
             net.request(now, session, id, &request).expect("the request is taken");
