@@ -48,7 +48,7 @@ pub(super) struct Open {
     pub(super) due: Time,
     pub(super) first_sent: Time,
     pub(super) last_sent: Time,
-    /// It was lost with the session that it left in, and waits to be sent again.
+    /// It was lost, and waits until the window lets it leave again.
     pub(super) is_lost: bool,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
@@ -118,7 +118,7 @@ pub(super) struct Outgoing {
     /// By Message ID, counted from the oldest one in flight; `None` for what is done.
     open: VecDeque<Option<Open>>,
     in_flight: usize,
-    /// Of those, the ones that were lost with their session and wait to be sent again.
+    /// Of those, the ones that were lost and wait until the window lets them leave again.
     lost: usize,
     /// Responses don't wait behind requests: the peer's requests end with them.
     waiting_responses: VecDeque<Waiting>,

@@ -26,9 +26,9 @@ pub(super) struct Busy {
     pub(super) incoming: Incoming,
     pub(super) ready: VecDeque<Ready>,
     pub(super) events: VecDeque<LineEvent>,
-    pub(super) congestion: Congestion,
     /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
     pub(super) is_patient: bool,
+    pub(super) congestion: Congestion,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }

@@ -1,6 +1,5 @@
-//! Which confirmable message leaves next, and when: what a new session took over before what never left, as many
-//! and as fast as congestion control lets them (`congestion`). Acknowledgements, and what nobody acknowledges, don't
-//! wait for it; nor does what timed out, which its doubled timeouts hold back (RFC 7252 section 4.2).
+//! Which confirmable message leaves next, and when: what was lost before what never left, as many and as fast as
+//! congestion control lets them (`congestion`). Acknowledgements, and what nobody acknowledges, don't wait for it.
 use super::{
     super::{
         congestion::{Admission, PathState},
@@ -32,7 +31,8 @@ impl Line {
         };
         let window = busy.congestion.window(path.limit);
         let mut next_lost = Time::NEVER;
-        if path.in_network >= window && window <= SMALL_WINDOW {
+        let has_room = busy.outgoing.in_flight() < path.limit;
+        if path.in_network >= window && window <= SMALL_WINDOW && has_room {
             let patience = self.rtt.base_rto(cx.config.initial_rto) * 3 / 2;
             let acknowledged = busy.congestion.acknowledged_at();
             (path.in_network, next_lost) = busy.outgoing.still_in_network(cx.now, acknowledged, patience);

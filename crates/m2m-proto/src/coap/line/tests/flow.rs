@@ -61,9 +61,10 @@ fn nothing_new_is_sent_into_silence() {
     for step in 0..300 {
         now = at(15_000 + step * 20);
         a.tick(now);
-        exchange(now, &mut a, &mut b, |mid| mid.since(Mid(100)) < 9);
+        exchange(now, &mut a, &mut b, |mid| mid.since(Mid(100)) < 5);
     }
-    assert_eq!((a.line.in_flight(), a.events()), (9, Vec::new()));
+    assert!(a.line.in_flight() <= 10 && a.events().is_empty());
+    assert_eq!(a.line.busy.as_ref().unwrap().outgoing.waiting().0, 0);
     for step in 0..3000 {
         now = at(21_000 + step * 20);
         a.tick(now);
