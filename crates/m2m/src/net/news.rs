@@ -67,6 +67,11 @@ pub enum NetEvent {
         /// What ended it.
         why: String,
     },
+    /// A holder of this net's key has replaced it by another. The one before is honoured for a while.
+    KeyChanged {
+        /// The version of the new key.
+        key_id: u16,
+    },
     /// The host refused to register this net.
     HostRefused {
         /// The host.
@@ -96,6 +101,10 @@ pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
             "that net is no host: it keeps no registry. Is the host's address right?".to_owned()
         }
         RegisterStatus::FULL | RegisterStatus::STORE => format!("{status}: have its operator look at it"),
-        _ => format!("{status}: the id may be reserved, or not allowed there"),
+        RegisterStatus::REFUSED => format!(
+            "{status}: the id is reserved, or that host takes listed devices only: have its operator list this one with \
+             `m2m server claims pin ID DEVICE` (`m2m id` shows both)"
+        ),
+        _ => format!("{status}: have the host's operator look at it"),
     }
 }

@@ -3,6 +3,7 @@ mod fixture;
 
 mod failures;
 mod hosts;
+mod keys;
 mod lifetimes;
 mod many;
 mod requests;
