@@ -83,6 +83,8 @@ pub enum CommandError {
     NotUp,
     /// A net key that is too short or too long.
     BadKey,
+    /// A secret for new keys has 16 to 64 bytes, not this many.
+    SecretLength(usize),
 }
 
 impl CommandError {
@@ -96,7 +98,8 @@ impl CommandError {
             | CommandError::OwnId
             | CommandError::WrongCode
             | CommandError::NotUp
-            | CommandError::BadKey => ErrorKind::Configuration,
+            | CommandError::BadKey
+            | CommandError::SecretLength(_) => ErrorKind::Configuration,
         }
     }
 }
@@ -122,6 +125,9 @@ impl fmt::Display for CommandError {
             CommandError::NotUp => write!(f, "the session is not up yet: wait until it is"),
             CommandError::BadKey => write!(f, "a net key has 16 to 64 bytes"),
             CommandError::WrongCode => write!(f, "that code belongs to another kind of message"),
+            CommandError::SecretLength(len) => {
+                write!(f, "a secret for new keys has 16 to 64 bytes, this has {len}")
+            }
         }
     }
 }
@@ -262,6 +268,9 @@ pub enum RequestError {
     NeverLeft(CloseReason),
     /// The session ended first; the request may have run.
     SessionLost(CloseReason),
+    /// The peer lost its memory, and the request may have run before: its method is not idempotent, and it was not
+    /// marked repeatable.
+    PeerForgot,
     /// Its user gave it up.
     Cancelled,
 }
@@ -275,6 +284,7 @@ impl RequestError {
             RequestError::TooLarge => ErrorKind::TooLarge,
             RequestError::NotSent(why) => why.kind(),
             RequestError::NeverLeft(why) | RequestError::SessionLost(why) => why.kind(),
+            RequestError::PeerForgot => ErrorKind::SessionLost,
             RequestError::Cancelled => ErrorKind::Closed,
         }
     }
@@ -291,6 +301,9 @@ impl fmt::Display for RequestError {
             }
             RequestError::NeverLeft(why) => write!(f, "session lost: {why}; the request was not sent"),
             RequestError::SessionLost(why) => write!(f, "session lost: {why}; the request may have run"),
+            RequestError::PeerForgot => {
+                write!(f, "session lost: the peer restarted; the request may have run")
+            }
             RequestError::Cancelled => write!(f, "given up by its user"),
         }
     }

@@ -9,7 +9,8 @@
 //!                             ├─ connect  RESP, COOKIE (initiator)          session   what is kept of one
 //!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
-//!  poll_output ─ transmit                        └─ messages └─ relay       forwarding
+//!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
+//!                                                            └─ rekey, renew_token   other keys, other tokens
 //! ```
 use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
@@ -51,8 +52,11 @@ mod deliver;
 mod host;
 mod netkey;
 mod pinning;
+mod recover;
 mod registrar;
+mod rekey;
 mod relay;
+mod renew_token;
 mod session;
 mod table;
 mod timers;
@@ -72,6 +76,9 @@ const MIN_MAX_UDP: u16 = 256;
 const POOL: usize = 64;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
+/// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
+const HINT_BUCKETS: usize = 4096;
+const HINTS_PER_SECOND: u32 = 5;
 /// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
 const MESSAGE_HEAD: usize = 4 + 8;
 /// Requests beyond the queue that may be on their way or waiting for separate responses.
@@ -132,6 +139,9 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// Acknowledged and repeated until it is (CON), or sent once (NON).
     pub confirmable: bool,
+    /// May run twice: if the peer loses its memory it is sent again, even if its method is not idempotent
+    /// (RFC 7252, section 5.1).
+    pub repeatable: bool,
     /// When the caller gives up.
     pub deadline: Time,
 }
@@ -162,7 +172,6 @@ pub struct Net {
     cookie_secrets: [CookieSecret; 2],
     cookie_rotated: Time,
     hash_secret: u64,
-    born: Time,
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
@@ -177,6 +186,9 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     dh_budget: TokenBucket,
+    hint_budget: BucketTable,
+    /// Requests that came since are remembered, all of them.
+    memory_since: Time,
     key_change: netkey::KeyChange,
     stats: Stats,
 }
@@ -195,7 +207,6 @@ impl Net {
             cookie_rotated: now,
             rng,
             ephemerals,
-            born: now,
             unix_origin_ms: None,
             table: table::Table::default(),
             deadlines: BinaryHeap::new(),
@@ -209,6 +220,8 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: TokenBucket::new(dh.per_second, dh.burst),
+            hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
+            memory_since: now,
             key_change: netkey::KeyChange::new(&mut config, now),
             stats: Stats::default(),
             config,
@@ -253,9 +266,10 @@ impl Net {
         self.unix_ms(now).map_or(0, |ms| u32::try_from(ms / 1000).unwrap_or(u32::MAX))
     }
 
-    /// For how many seconds this net remembers every request: since it began.
+    /// For how many seconds this net remembers every request: since it began, or since the last one of a session that
+    /// it gave up by itself.
     fn mem(&self, now: Time) -> u32 {
-        u32::try_from(now.since(self.born).as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(now.since(self.memory_since).as_secs()).unwrap_or(u32::MAX)
     }
 
     /// One datagram, decrypted in place; its bytes are worthless afterwards. What it causes comes out of [`Net::poll_output`].
@@ -284,6 +298,7 @@ impl Net {
             Packet::Init(init) => self.on_init(now, origin, &init),
             Packet::Resp(resp) => self.on_resp(now, origin, &resp),
             Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
+            Packet::ResetHint(hint) => self.on_hint(now, origin, &hint),
             _ => self.stats.drop(Drop::Kind),
         }
     }
@@ -316,7 +331,7 @@ impl Net {
                 return output;
             }
             let Some(session) = self.dirty.pop_front() else { break };
-            self.flush(now, session);
+            self.take_turn(now, session);
         }
         Output::Timeout(self.next_timeout())
     }
@@ -378,6 +393,7 @@ impl Net {
             options: request.options,
             payload: request.payload,
             is_confirmable: request.confirmable,
+            is_repeatable: request.repeatable || request.code.is_idempotent(),
             is_observe: false,
             deadline: request.deadline,
             user: id.0,
@@ -520,6 +536,9 @@ impl Net {
         for ask in core::mem::take(&mut session.control.asks) {
             self.ask_failed(ask.what, ControlError::NotSent(why));
         }
+        let is_local = why == ConnectError::Closed;
+        let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
+        self.renewal_failed(session.renewal.take(), lost);
         match session.host {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),

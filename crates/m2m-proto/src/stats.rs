@@ -34,11 +34,13 @@ pub enum Drop {
     HopLimit,
     /// Too many datagrams waited to leave.
     OutputFull,
+    /// A hint that repeats no packet of ours.
+    BadHint,
 }
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 15] = [
+    pub const ALL: [Drop; 16] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -54,6 +56,7 @@ impl Drop {
         Drop::NoRoute,
         Drop::HopLimit,
         Drop::OutputFull,
+        Drop::BadHint,
     ];
 
     /// The reason as the protocol's section 14 names it.
@@ -70,6 +73,7 @@ impl Drop {
             Drop::NoRoute => "no route",
             Drop::HopLimit => "hop limit",
             Drop::OutputFull => "output full",
+            Drop::BadHint => "bad hint",
             Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
         }
     }
@@ -92,6 +96,7 @@ impl Drop {
             Drop::NoRoute => "no_route",
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
+            Drop::BadHint => "bad_hint",
         }
     }
 

@@ -182,11 +182,17 @@ impl Net {
                 })
             }),
             guest: None,
+            opener: None,
+            tails: None,
+            is_resumed: false,
+            last_request: Time::ZERO,
             pin: None,
+            renewal: None,
             max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,
         });
+        self.table.index_peer_token(id);
         self.send_back(now, origin, init.src, &resp);
         self.arm(id);
     }
