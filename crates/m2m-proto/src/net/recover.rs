@@ -266,6 +266,9 @@ impl Net {
     /// may have to register again first.
     pub(super) fn may_come_back(&self, now: Time, id: SessionId) -> bool {
         let Some(session) = self.table.get(id).filter(|session| session.host.is_none()) else { return false };
+        if session.is_unproven() {
+            return false;
+        }
         let is_relayed = session.opener.is_some() && matches!(session.path, Path::Through(_));
         session.is_recovering() || is_relayed && now.since(session.last_heard) < RELAYED_PATIENCE
     }
@@ -398,6 +401,10 @@ impl Net {
     /// The responder says whether it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Only the pinned device can know. It says it again.
+            return;
+        }
         let asked = session.opener.as_mut().and_then(|opener| opener.resume.take());
         if asked.is_none() {
             return;

@@ -6,6 +6,8 @@ use std::{
 
 use m2m_proto::{error::CloseReason, id::Id, wire::frame::RegisterStatus};
 
+use crate::session::Path;
+
 /// How a net stands with its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -52,6 +54,20 @@ pub enum NetEvent {
         peer: Id,
         /// Why.
         why: CloseReason,
+    },
+    /// A session was opened anew: its peer had restarted, or was out of reach.
+    Recovered {
+        /// With whom.
+        peer: Id,
+        /// The peer still knew what was said before.
+        resumed: bool,
+    },
+    /// A peer has moved: a session's packets leave for another place.
+    Moved {
+        /// With whom.
+        peer: Id,
+        /// Where to.
+        path: Path,
     },
     /// This net is registered with its host.
     HostConnected {

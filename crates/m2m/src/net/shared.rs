@@ -286,6 +286,22 @@ impl State {
                     let _ = waiter.send(status);
                 }
             }
+            Event::Recovered { session, peer, resumed } => {
+                debug!(?session, ?peer, resumed, "session opened anew");
+                let path = self.machine.info(session).map(|info| Path::from(info.path));
+                self.stand(session, |standing| {
+                    standing.path = path.unwrap_or(standing.path);
+                    standing.recoveries = standing.recoveries.saturating_add(1);
+                    standing.resumed = resumed;
+                });
+                shared.tell(NetEvent::Recovered { peer, resumed });
+            }
+            Event::Moved { session, peer, path } => {
+                debug!(?session, ?peer, ?path, "session moved");
+                let path = Path::from(path);
+                self.stand(session, |standing| standing.path = path);
+                shared.tell(NetEvent::Moved { peer, path });
+            }
             Event::ControlDone { request, result } => {
                 if let Some(Waiter::Control(waiter)) = self.requests.remove(&request) {
                     let _ = waiter.send(result);
