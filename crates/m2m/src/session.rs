@@ -105,7 +105,6 @@ impl SessionWatch {
     /// Waits for the next change and says how it stands then; nothing once it has ended and that was told.
     pub async fn changed(&mut self) -> Option<SessionStatus> {
         self.0.changed().await.ok()?;
-        self.0.mark_unchanged();
         Some(self.status())
     }
 

@@ -134,6 +134,17 @@ impl Teller {
                 &format!("m2m: {} registered", short(*id)),
                 &json!({"event": "registered", "id": id.to_string()}),
             ),
+            NetEvent::Recovered { peer, resumed } if self.told.is_verbose() => {
+                let how = if *resumed { "and goes on where it was" } else { "after a restart" };
+                self.told.tell(
+                    &format!("m2m: the session with {} was opened anew, {how}", short(*peer)),
+                    &json!({"event": "recovered", "peer": peer.to_string(), "resumed": resumed}),
+                );
+            }
+            NetEvent::Moved { peer, path } if self.told.is_verbose() => self.told.tell(
+                &format!("m2m: {} has moved: {path}", short(*peer)),
+                &json!({"event": "moved", "peer": peer.to_string(), "path": path.to_string()}),
+            ),
             NetEvent::Unregistered(id) if self.told.is_verbose() => self.told.tell(
                 &format!("m2m: {} left", short(*id)),
                 &json!({"event": "unregistered", "id": id.to_string()}),

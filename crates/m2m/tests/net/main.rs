@@ -7,3 +7,4 @@ mod keys;
 mod lifetimes;
 mod many;
 mod requests;
+mod survive;
