@@ -9,4 +9,5 @@ mod pinning;
 mod registration;
 mod relay;
 mod rig;
+mod roaming;
 mod squatters;

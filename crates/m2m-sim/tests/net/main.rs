@@ -4,3 +4,4 @@ mod congestion;
 mod promise;
 mod recovery;
 mod regressions;
+mod roaming;
