@@ -426,6 +426,10 @@ impl Net {
     /// The responder says whether it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Only the pinned device can know. It says it again.
+            return;
+        }
         let asked = session.opener.as_mut().and_then(|opener| opener.resume.take());
         if asked.is_none() {
             return;

@@ -254,7 +254,7 @@ impl Net {
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up if session.is_unproven() => {
-                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+                return self.end_unproven(now, id, why);
             }
             super::State::Up => {}
         }
@@ -277,7 +277,7 @@ impl Net {
     }
 
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
-    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+    pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
         if !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
@@ -361,12 +361,7 @@ fn push_control(
     Leaving { now, pn, rto }: Leaving,
 ) -> bool {
     let mut pinged = false;
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return pinged;
-        }
-        control.once.pop_front();
-    }
+    // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
         && let Some(Proving::Made(made)) = control.proving.as_deref()
     {
@@ -374,6 +369,12 @@ fn push_control(
             return pinged;
         }
         control.proof_due = false;
+    }
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return pinged;
+        }
+        control.once.pop_front();
     }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return pinged;
