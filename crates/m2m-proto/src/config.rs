@@ -25,8 +25,12 @@ pub struct Config {
     pub id: Id,
     /// This net's key: who holds it may open sessions to this net.
     pub key: NetKey,
-    /// Which version of the net key this is; sent by initiators as `key_id`. Default 0.
+    /// Which version of the net key this is: one more with each change from afar. Default 0.
     pub key_id: u16,
+    /// The key before it, which is honoured for a while yet. Default: none.
+    pub previous_key: Option<PreviousKey>,
+    /// Let holders of the net key replace it from afar (protocol, section 2). Default false.
+    pub allow_key_change: bool,
     /// The secret that proves a claim to the id.
     pub device: DeviceKey,
     /// Suites in the order of preference; the responder's order decides. Default: AES-128-GCM, then AES-256-GCM.
@@ -58,6 +62,8 @@ impl Config {
             id,
             key,
             key_id: 0,
+            previous_key: None,
+            allow_key_change: false,
             device,
             suites: vec![Suite::Aes128Gcm, Suite::Aes256Gcm],
             accept: true,
@@ -71,6 +77,14 @@ impl Config {
             timers: Timers::default(),
         }
     }
+}
+
+/// A net key that was replaced from afar.
+pub struct PreviousKey {
+    /// The key.
+    pub key: NetKey,
+    /// For how long handshakes under it are still answered, from the start of the machine.
+    pub grace: Duration,
 }
 
 /// One of several machines behind one address. Tokens carry the shard in their top bits (protocol, section 11).
@@ -128,7 +142,8 @@ pub struct Limits {
     pub half_open_per_peer: usize,
     /// INITs per second and source network. Default 50, burst 100.
     pub init_rate: Rate,
-    /// X25519 operations for strangers' INITs per second; beyond it they are sent a COOKIE. Default 2,000.
+    /// X25519 operations for strangers' INITs and for changes of keys per second; beyond it the ones are sent a COOKIE, the
+    /// others wait. Default 2,000.
     pub dh_rate: Rate,
     /// Registered ids. Default 65,536.
     pub registrations: usize,
@@ -150,8 +165,12 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Datagrams that wait to leave. Default 4,096.
     pub outputs: usize,
-    /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6).
+    /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6);
+    /// 2^21 with AES-128-CCM-8.
     pub packets_per_key: u64,
+    /// Packets sent under one generation of keys before new ones are asked for. Default and most 2^22 (2^20 with
+    /// AES-128-CCM-8), least 32.
+    pub rekey_packets: u64,
 }
 
 impl Default for Limits {
@@ -174,6 +193,7 @@ impl Default for Limits {
             answer_bytes: 64 << 10,
             outputs: 4_096,
             packets_per_key: crate::session::KEY_LIMIT,
+            rekey_packets: 1 << 22,
         }
     }
 }
@@ -218,6 +238,10 @@ pub struct Timers {
     pub closing: Duration,
     /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
     pub ack_delay: Duration,
+    /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
+    pub key_grace: Duration,
+    /// New keys are asked for with the first packet after this time, never for their own sake. Default 24 h, least 1 s.
+    pub rekey_interval: Duration,
 }
 
 impl Default for Timers {
@@ -233,6 +257,8 @@ impl Default for Timers {
             host_retry_max: Duration::from_secs(30),
             closing: Duration::from_secs(3),
             ack_delay: Duration::from_millis(50),
+            key_grace: Duration::from_secs(24 * 3600),
+            rekey_interval: Duration::from_secs(24 * 3600),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use m2m_proto::{
     config::Config,
-    event::{ClaimOutcome, ClaimRequest, Event, Output},
+    event::{ClaimOutcome, ClaimRequest, Event, KeyToStore, Output},
     id::Id,
     net::{HostConfig, Net},
     session::keys::{DeviceKey, NetKey, PeerKey},
@@ -59,6 +59,10 @@ pub struct Member {
     pub epoch: u64,
     /// Its store fails.
     pub disk_full: bool,
+    /// The net keys that it was sent from afar and kept.
+    pub keys: Vec<KeyToStore>,
+    /// Its store answers nothing about keys: the test does.
+    pub slow_keys: bool,
     /// How often it was started.
     pub lives: u32,
     /// When it wants to be woken; other wake-ups of it are stale.
@@ -165,6 +169,8 @@ impl World {
             claims: BTreeMap::new(),
             epoch: 0,
             disk_full: false,
+            keys: Vec::new(),
+            slow_keys: false,
             lives: 0,
             wake: Time::NEVER,
         });
@@ -260,6 +266,13 @@ impl World {
                     self.net(index).claim_checked(now, request.session, outcome);
                 }
                 Output::SaveEpoch(epoch) => member.epoch = epoch,
+                Output::StoreKey(key) => {
+                    let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
+                    member.keys.push(key);
+                    if answers {
+                        self.net(index).key_stored(now, session, ok);
+                    }
+                }
                 Output::Handover { shard, .. } => panic!("the world has no shard {shard}"),
                 Output::Timeout(until) => {
                     if until != member.wake {
