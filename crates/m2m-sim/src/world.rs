@@ -18,7 +18,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::watch::Watch;
+use crate::{bottleneck::Bottleneck, watch::Watch};
 
 /// A net of the world, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +101,8 @@ pub struct World {
     pub now: Time,
     /// What the links do.
     pub faults: Faults,
+    /// The narrowest link, if any is narrow.
+    pub bottleneck: Option<Bottleneck>,
     /// Randomness of the world, not of the nets.
     pub rng: ChaCha12Rng,
     members: Vec<Member>,
@@ -127,6 +129,7 @@ impl World {
         World {
             now: Time::from_micros(1_000_000),
             faults: Faults::default(),
+            bottleneck: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
             members: Vec::new(),
             by_address: BTreeMap::new(),
@@ -333,7 +336,10 @@ impl World {
         mut genuine: Option<(u64, SocketAddr)>,
     ) {
         let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
-        let arrival = self.now + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
+        let through = self.bottleneck.as_mut().map(|link| link.pass(self.now, to, bytes.len()));
+        let Some(through) = through.unwrap_or(Some(Duration::ZERO)) else { return };
+        let arrival =
+            self.now + through + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
         let mut bytes = bytes.to_vec();
         if self.chance(self.faults.corrupt) && !bytes.is_empty() {
             let at = self.rng.next_u32() as usize % bytes.len();

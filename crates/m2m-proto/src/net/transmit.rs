@@ -48,10 +48,27 @@ impl Net {
         self.arm(id);
     }
 
-    /// Sends all that a session has ready.
-    pub(super) fn flush(&mut self, now: Time, id: SessionId) {
+    /// Sends one packet of what a session has ready, and puts it behind the others while it has more: who has much to
+    /// say delays the rest by one packet a turn.
+    pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
+        if self.send_next(now, id) {
+            return self.dirty.push_back(id);
+        }
+        if let Some(session) = self.table.get_mut(id) {
+            session.dirty = false;
+        }
+        self.arm(id);
+    }
+
+    /// Sends all that a session has ready, at once: it will have no other turn.
+    fn flush(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
+        session.line.hurry();
         if session.renewal.is_some() {
             self.renew(now, id);
         }
