@@ -2,10 +2,12 @@
 //!
 //! - No datagram is larger than 1200 bytes (protocol, section 3).
 //! - No more goes to an address than came from it, until something authentic did (section 12), unless a session was opened
-//!   to it: then this net's user named the address.
+//!   to it: then this net's user named the address. What is authentic but was sent from elsewhere may be answered with
+//!   three times as much (section 10.2).
 //! - A machine that is woken has something to do, and is not woken all the time.
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
 };
 
@@ -19,6 +21,8 @@ const INIT: u8 = 0x91;
 const LONG: u8 = 0x80;
 /// Byte 0 of RESP.
 const RESP: u8 = 0x92;
+/// So many times the size of an authentic packet from a new address may go there, beside as much as came.
+const ROAMING_CREDIT: usize = 2;
 /// So often in a row, at one instant, a machine may be woken for nothing.
 const MAX_IDLE_WAKES: u32 = 20;
 /// So often in one second a machine may be woken: a scenario has no work for more.
@@ -65,7 +69,7 @@ impl Watch {
         self.datagrams += 1;
         self.trace.mix_number(now.as_micros());
         self.trace.mix(bytes);
-        self.trace.line(now, format_args!("{} -> {to}: {}", index.0, sketch(bytes)));
+        self.trace.line(now, format_args!("{} -> {to}: {}", index.0, Sketch(bytes)));
         if bytes.len() > MAX_DATAGRAM {
             self.violation(now, format!("net {} sends a datagram of {} bytes", index.0, bytes.len()));
         }
@@ -98,7 +102,7 @@ impl Watch {
             format_args!(
                 "{} <- {from}: {}{}",
                 index.0,
-                sketch(bytes),
+                Sketch(bytes),
                 if genuine.is_none() { ", forged" } else { "" }
             ),
         );
@@ -106,12 +110,13 @@ impl Watch {
         account.received += bytes.len();
         let proves = bytes.first().is_some_and(|byte| byte & LONG == 0 || *byte == RESP);
         // The first copy to arrive is the authentic one, wherever it came from; later ones are replays. Who made it has
-        // had the keys from here, so its own address is proven as well.
+        // had the keys from here, so its own address is proven.
         if let Some((serial, sender)) = genuine
             && self.delivered.insert(serial)
             && proves
         {
-            account.is_trusted = true;
+            // From elsewhere it proves nothing of that place: it may be asked, with three times as much (section 10.2).
+            account.received += if from == sender { 0 } else { ROAMING_CREDIT * bytes.len() };
             self.accounts.entry((index, sender)).or_default().is_trusted = true;
         }
     }
@@ -148,20 +153,27 @@ impl Watch {
     }
 }
 
-/// A datagram in a few words.
-fn sketch(bytes: &[u8]) -> String {
-    let kind = match bytes.first() {
-        None => return "nothing".into(),
-        Some(&INIT) => "INIT",
-        Some(&RESP) => "RESP",
-        Some(0x93) => "COOKIE",
-        Some(byte) if byte & LONG == 0 => "short",
-        Some(_) => "other",
-    };
-    let token = bytes.get(1..5).filter(|_| kind == "short");
-    match token {
-        Some([a, b, c, d]) => format!("{kind} {a:02x}{b:02x}{c:02x}{d:02x}, {} bytes", bytes.len()),
-        _ => format!("{kind}, {} bytes", bytes.len()),
+/// A datagram in a few words, made only if they are read.
+struct Sketch<'a>(&'a [u8]);
+
+impl fmt::Display for Sketch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0;
+        let kind = match bytes.first() {
+            None => return f.write_str("nothing"),
+            Some(&INIT) => "INIT",
+            Some(&RESP) => "RESP",
+            Some(0x93) => "COOKIE",
+            Some(0x95) => "RESET-HINT",
+            Some(byte) if byte & LONG == 0 => "short",
+            Some(_) => "other",
+        };
+        let token = bytes.get(1..5).filter(|_| matches!(kind, "short" | "RESET-HINT"));
+        f.write_str(kind)?;
+        if let Some([a, b, c, d]) = token {
+            write!(f, " {a:02x}{b:02x}{c:02x}{d:02x}")?;
+        }
+        write!(f, ", {} bytes", bytes.len())
     }
 }
 
@@ -198,6 +210,17 @@ mod tests {
         watch.forget(NET);
         watch.sent(Time::ZERO, NET, address(1), &[0x41; 100]);
         assert_eq!(watch.violations.len(), 3);
+    }
+
+    #[test]
+    fn an_authentic_packet_from_elsewhere_earns_three_times_its_size_there() {
+        let mut watch = Watch::default();
+        watch.received(Time::ZERO, NET, address(2), &[0x41; 30], Some((1, address(1))));
+        watch.sent(Time::ZERO, NET, address(2), &[0x41; 90]);
+        watch.sent(Time::ZERO, NET, address(1), &[0x41; 1000]);
+        assert_eq!(watch.violations, [""; 0]);
+        watch.sent(Time::ZERO, NET, address(2), &[0x41; 1]);
+        assert_eq!(watch.violations.len(), 1);
     }
 
     #[test]
