@@ -89,7 +89,7 @@ fn ask(net: &mut Net, now: Time, session: SessionId, n: u64) {
     let options = OptionSet::default();
     let deadline = now + Duration::from_secs(30);
     let request =
-        Request { code: Code::POST, options: &options, payload: &[7; 64], confirmable: true, deadline };
+        Request { code: Code::POST, options: &options, payload: &[7; 64], confirmable: true, repeatable: false, deadline };
     net.request(now, session, RequestId(n), &request).unwrap();
 }
 

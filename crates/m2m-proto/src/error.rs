@@ -279,6 +279,40 @@ impl fmt::Display for RequestError {
 
 impl core::error::Error for RequestError {}
 
+/// Why a change of keys or tokens did not come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// The peer said no, with this status of `DONE`.
+    Refused(u8),
+    /// No answer in time; it may have happened.
+    TimedOut,
+    /// The session ended first; it may have happened.
+    SessionLost(CloseReason),
+}
+
+impl ControlError {
+    /// The kind that faces show.
+    pub fn kind(self) -> ErrorKind {
+        match self {
+            ControlError::Refused(_) => ErrorKind::Refused,
+            ControlError::TimedOut => ErrorKind::Timeout,
+            ControlError::SessionLost(why) => why.kind(),
+        }
+    }
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ControlError::Refused(status) => write!(f, "refused by the peer (status {status})"),
+            ControlError::TimedOut => write!(f, "no answer in time; it may have happened"),
+            ControlError::SessionLost(why) => write!(f, "session lost: {why}; it may have happened"),
+        }
+    }
+}
+
+impl core::error::Error for ControlError {}
+
 /// True for codes that a face reports as a refusal by the peer (4.xx and 5.xx).
 pub fn is_refusal(code: Code) -> bool {
     matches!(code.class(), 4 | 5)

@@ -3,8 +3,9 @@ use alloc::vec::Vec;
 use core::{fmt, net::SocketAddr};
 
 use crate::{
-    error::{CloseReason, ConnectError, RequestError},
+    error::{CloseReason, ConnectError, ControlError, RequestError},
     id::Id,
+    net::Path,
     time::{Duration, Time},
     wire::frame::{FoundStatus, RegisterStatus},
 };
@@ -121,6 +122,32 @@ pub enum Event {
         session: SessionId,
         /// Who.
         peer: Id,
+    },
+    /// A session was opened anew under its old handle: its peer had lost its memory, or was out of reach.
+    Recovered {
+        /// Which one.
+        session: SessionId,
+        /// With whom.
+        peer: Id,
+        /// The peer remembers what was said before: open requests went on where they were. Otherwise those that may
+        /// not be repeated have failed, and requests of the peer that waited for an answer are gone.
+        resumed: bool,
+    },
+    /// A session's packets leave for another place now: the peer has moved, and proved that it is there.
+    Moved {
+        /// Which one.
+        session: SessionId,
+        /// With whom.
+        peer: Id,
+        /// Where to.
+        path: Path,
+    },
+    /// What came of `Net::rekey`, `Net::refresh_token` or `Net::set_remote_key`.
+    ControlDone {
+        /// The request that the command was given.
+        request: RequestId,
+        /// Done, or why not.
+        result: Result<(), ControlError>,
     },
     /// A session ended. The handle is stale now.
     Closed {

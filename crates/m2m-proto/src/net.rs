@@ -123,6 +123,9 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// Acknowledged and repeated until it is (CON), or sent once (NON).
     pub confirmable: bool,
+    /// May run twice: if the peer loses its memory it is sent again, even if its method is not idempotent
+    /// (RFC 7252, section 5.1).
+    pub repeatable: bool,
     /// When the caller gives up.
     pub deadline: Time,
 }
@@ -346,6 +349,7 @@ impl Net {
             options: request.options,
             payload: request.payload,
             is_confirmable: request.confirmable,
+            is_repeatable: request.repeatable || request.code.is_idempotent(),
             is_observe: false,
             deadline: request.deadline,
             user: id.0,

@@ -23,13 +23,17 @@ use crate::{
 mod act;
 mod attacker;
 mod hear;
-pub mod plan;
+mod plan;
 mod proof;
 pub mod script;
-pub mod shrink;
-pub mod throw;
+mod shrink;
+mod throw;
 
-use plan::{Asking, Dice, Doing, NetPlan, Plan, Planned};
+pub use plan::Plan;
+pub use shrink::shrink;
+pub use throw::throw;
+
+use plan::{Asking, Dice, Doing, NetPlan, Planned};
 
 /// Within so much time after the network became good every device is registered again, and every request has ended.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -62,7 +66,7 @@ pub struct Manner {
 
 /// Runs a seed. `keeps_lines` makes it slower and changes nothing else.
 pub fn run(seed: u64, keeps_lines: bool) -> Report {
-    run_plan(&throw::throw(seed), Manner { keeps_lines, ..Manner::default() })
+    run_plan(&throw(seed), Manner { keeps_lines, ..Manner::default() })
 }
 
 /// Runs a plan.

@@ -87,6 +87,8 @@ pub struct RequestParts<'a> {
     pub payload: &'a [u8],
     /// Whether it is sent until it is acknowledged.
     pub is_confirmable: bool,
+    /// Whether it may run twice if the other side loses its memory: by its method, or by the caller's word.
+    pub is_repeatable: bool,
     /// Whether responses may follow the first: the request carries Observe 0 (RFC 7641). It then lasts until
     /// [`Line::forget`](super::line::Line::forget), or a response that says it is the last by being an error or by having no Observe.
     pub is_observe: bool,

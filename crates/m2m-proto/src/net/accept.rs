@@ -159,6 +159,7 @@ impl Net {
             peer: init.src,
             next_of_peer: None,
             own_token: ctoken,
+            more_tokens: [None; 2],
             role: Role::Responder,
             path: origin.path(),
             state: State::HalfOpen(Box::new(half_open)),

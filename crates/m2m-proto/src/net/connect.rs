@@ -71,6 +71,7 @@ impl Net {
             peer,
             next_of_peer: None,
             own_token: stoken,
+            more_tokens: [None; 2],
             role: keys::Role::Initiator,
             path,
             state: State::Connecting(Box::new(connecting)),

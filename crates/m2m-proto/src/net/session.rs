@@ -82,7 +82,10 @@ impl HalfOpen {
 pub(crate) struct Session {
     pub(crate) peer: Id,
     pub(crate) next_of_peer: Option<u32>,
+    /// What its packets to us are labelled with.
     pub(crate) own_token: Token,
+    /// Others that are honoured too: of a handshake that is to renew it, and the one before a token update.
+    pub(crate) more_tokens: [Option<Token>; 2],
     pub(crate) role: Role,
     pub(crate) path: Path,
     pub(crate) state: State,

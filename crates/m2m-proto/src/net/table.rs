@@ -67,6 +67,31 @@ impl Table {
         Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
     }
 
+    /// Lets packets for a further token find a session; false if it has as many as it may.
+    pub(crate) fn add_token(&mut self, id: SessionId, token: Token) -> bool {
+        let Some(session) = self.get_mut(id) else { return false };
+        let Some(place) = session.more_tokens.iter_mut().find(|place| place.is_none()) else { return false };
+        *place = Some(token);
+        self.tokens.insert(token.value(), id.slot);
+        true
+    }
+
+    /// Forgets a token that [`Table::add_token`] made known, or that was the session's own before.
+    pub(crate) fn drop_token(&mut self, id: SessionId, token: Token) {
+        let Some(session) = self.get_mut(id) else { return };
+        let Some(place) = session.more_tokens.iter_mut().find(|place| **place == Some(token)) else { return };
+        *place = None;
+        self.tokens.remove(&token.value());
+    }
+
+    /// Makes one of a session's further tokens its own; the one that it had becomes a further one.
+    pub(crate) fn swap_token(&mut self, id: SessionId, token: Token) {
+        let Some(session) = self.get_mut(id) else { return };
+        if let Some(place) = session.more_tokens.iter_mut().find(|place| **place == Some(token)) {
+            *place = Some(core::mem::replace(&mut session.own_token, token));
+        }
+    }
+
     pub(crate) fn insert(&mut self, session: Session) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -87,7 +112,9 @@ impl Table {
         let session = place.session.take()?;
         place.generation = place.generation.wrapping_add(1);
         self.free.push(id.slot);
-        self.tokens.remove(&session.own_token.value());
+        for token in session.more_tokens.iter().flatten().chain([&session.own_token]) {
+            self.tokens.remove(&token.value());
+        }
         self.live -= 1;
         self.half_open -= usize::from(matches!(session.state, State::HalfOpen(_)));
         self.unlink(session.peer, id.slot, session.next_of_peer);

@@ -52,6 +52,7 @@ mod kind {
     pub(super) const DRAIN: u8 = 0x18;
     pub(super) const NETKEY: u8 = 0x19;
     pub(super) const UNBIND: u8 = 0x1A;
+    pub(super) const RESUMED: u8 = 0x1B;
 }
 
 /// First byte of a bundle of elements, which is no frame itself (section 5).
@@ -94,8 +95,13 @@ pub enum Frame<'a> {
     Confirm {
         /// For how many seconds the sender's memory of requests is complete.
         mem: u32,
-        /// The resume tag of the session whose line this one takes over (later).
+        /// The resume tag of the session whose line this one takes over (section 9).
         resume: Option<[u8; 8]>,
+    },
+    /// Answers a CONFIRM with a resume tag.
+    Resumed {
+        /// The session of that tag was there, and goes on under the new keys.
+        remembered: bool,
     },
     /// Asks whether the address that it is sent to takes packets.
     PathChallenge([u8; 8]),

@@ -237,7 +237,8 @@ impl Run<'_> {
         let (options, payload) = (options_for(number), filler(number, len));
         let deadline = self.world.local_now(from) + asking.deadline;
         self.line(from, format_args!("asks {} in {session:?}: request {number}, {method}, {len} bytes", to.0));
-        let request = Request { code: method, options: &options, payload: &payload, confirmable, deadline };
+        let request =
+            Request { code: method, options: &options, payload: &payload, confirmable, repeatable, deadline };
         let taken = self.world.command(from, |machine, now| machine.request(now, session, id, &request));
         match taken {
             Ok(()) if len <= most => {

@@ -12,46 +12,46 @@ use crate::{Faults, NetIndex, world::Prey};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// All randomness that is left comes from it: that of nets, links and attacks.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// The nets by their index; none where one was left out.
-    pub nets: Vec<Option<NetPlan>>,
+    pub(super) nets: Vec<Option<NetPlan>>,
     /// What the links do until the quiet phase.
-    pub faults: Faults,
+    pub(super) faults: Faults,
     /// How long everything may happen; then come the quiet phase and the end.
-    pub chaos: Duration,
+    pub(super) chaos: Duration,
     /// What happens; in no order.
-    pub doings: Vec<Planned>,
+    pub(super) doings: Vec<Planned>,
 }
 
 /// One net.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct NetPlan {
+pub(super) struct NetPlan {
     /// It keeps a registry and relays.
-    pub is_host: bool,
+    pub(super) is_host: bool,
     /// The hosts that it names, preferred first.
-    pub hosts: Vec<NetIndex>,
+    pub(super) hosts: Vec<NetIndex>,
     /// Its suites, preferred first.
-    pub suites: Vec<Suite>,
+    pub(super) suites: Vec<Suite>,
     /// It is behind a NAT that forgets after this time.
-    pub nat: Option<Duration>,
+    pub(super) nat: Option<Duration>,
     /// So many milliseconds its wall clock is ahead.
-    pub clock_ms: i64,
+    pub(super) clock_ms: i64,
 }
 
 /// Something that happens at its time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Planned {
+pub(super) struct Planned {
     /// Since the start.
-    pub at: Duration,
+    pub(super) at: Duration,
     /// Its own, in this plan; its randomness comes from it, and a request has it as its id.
-    pub number: u32,
+    pub(super) number: u32,
     /// What.
-    pub doing: Doing,
+    pub(super) doing: Doing,
 }
 
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Doing {
+pub(super) enum Doing {
     /// One net asks another, in a session that it has or opens.
     Request(Asking),
     /// A net closes one of its sessions.
@@ -88,36 +88,36 @@ pub enum Doing {
 
 /// A request, and what its handler does.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Asking {
+pub(super) struct Asking {
     /// By which net.
-    pub from: NetIndex,
+    pub(super) from: NetIndex,
     /// To which.
-    pub to: NetIndex,
+    pub(super) to: NetIndex,
     /// Its method.
-    pub method: Code,
+    pub(super) method: Code,
     /// Bytes of its payload.
-    pub len: Length,
+    pub(super) len: Length,
     /// CON rather than NON.
-    pub confirmable: bool,
+    pub(super) confirmable: bool,
     /// Its sender says that it may run twice.
-    pub repeatable: bool,
+    pub(super) repeatable: bool,
     /// When its sender gives up.
-    pub deadline: Duration,
+    pub(super) deadline: Duration,
     /// In a session of its own, even if there is one.
-    pub opens: bool,
+    pub(super) opens: bool,
     /// How the peer is reached if a session is opened.
-    pub way: Way,
+    pub(super) way: Way,
     /// Bytes of its handler's answer.
-    pub answer: Length,
+    pub(super) answer: Length,
     /// When the handler gives it; never if there is none.
-    pub after: Option<Duration>,
+    pub(super) after: Option<Duration>,
     /// When its sender calls it off.
-    pub cancel: Option<Duration>,
+    pub(super) cancel: Option<Duration>,
 }
 
 /// How a peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(super) enum Way {
     /// By id, through the host.
     Host,
     /// At its address.
@@ -128,7 +128,7 @@ pub enum Way {
 
 /// Bytes of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+pub(super) enum Length {
     /// So many, or as many as fit.
     Bytes(u32),
     /// As many as fit.
@@ -139,24 +139,24 @@ pub enum Length {
 
 /// A rule of the attacker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Meddling {
+pub(super) struct Meddling {
     /// Only what this net sends.
-    pub from: Option<NetIndex>,
+    pub(super) from: Option<NetIndex>,
     /// Only what goes to this one.
-    pub to: Option<NetIndex>,
+    pub(super) to: Option<NetIndex>,
     /// Only these.
-    pub prey: Prey,
+    pub(super) prey: Prey,
     /// Each n-th of them.
-    pub every: u32,
+    pub(super) every: u32,
     /// What becomes of them.
-    pub fate: Prank,
+    pub(super) fate: Prank,
     /// For how long.
-    pub time: Duration,
+    pub(super) time: Duration,
 }
 
 /// What becomes of datagrams that the attacker chose.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Prank {
+pub(super) enum Prank {
     /// They vanish.
     Drop,
     /// They come so much later.
@@ -167,7 +167,7 @@ pub enum Prank {
 
 /// What the attacker can do once. The details come from the doing's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trick {
+pub(super) enum Trick {
     /// Sends again what it saw.
     Repeat,
     /// The same from elsewhere.
@@ -214,19 +214,19 @@ impl Trick {
 
 impl Plan {
     /// The nets that are there.
-    pub fn present(&self) -> impl Iterator<Item = (NetIndex, &NetPlan)> {
+    pub(super) fn present(&self) -> impl Iterator<Item = (NetIndex, &NetPlan)> {
         self.nets.iter().enumerate().filter_map(|(index, net)| Some((NetIndex(index), net.as_ref()?)))
     }
 
     /// A net, if it is there.
-    pub fn net(&self, index: NetIndex) -> Option<&NetPlan> {
+    pub(super) fn net(&self, index: NetIndex) -> Option<&NetPlan> {
         self.nets.get(index.0)?.as_ref()
     }
 }
 
 impl Doing {
     /// The nets without which it can't happen.
-    pub fn nets(&self) -> [Option<NetIndex>; 2] {
+    pub(super) fn nets(&self) -> [Option<NetIndex>; 2] {
         match *self {
             Doing::Request(Asking { from, to, .. }) | Doing::Cut { from, to, .. } => [Some(from), Some(to)],
             Doing::LookUp { net, about } => [Some(net), Some(about)],

@@ -252,7 +252,7 @@ pub(crate) fn post(
     let deadline = world.now + 30 * SECOND;
     world.command(net, |machine, now| {
         let options = OptionSet::default();
-        let request = Request { code: Code::POST, options: &options, payload, confirmable: true, deadline };
+        let request = Request { code: Code::POST, options: &options, payload, confirmable: true, repeatable: false, deadline };
         machine.request(now, session, RequestId(id), &request)
     })
 }

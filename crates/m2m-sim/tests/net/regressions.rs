@@ -18,7 +18,7 @@ fn post(world: &mut World, net: NetIndex, session: SessionId, id: u64) {
     world.command(net, |machine, now| {
         let options = OptionSet::default();
         let request =
-            Request { code: Code::POST, options: &options, payload: b"hello", confirmable: true, deadline };
+            Request { code: Code::POST, options: &options, payload: b"hello", confirmable: true, repeatable: false, deadline };
         machine.request(now, session, RequestId(id), &request).expect("the request is taken");
     });
 }

@@ -79,6 +79,7 @@ impl Side {
             options: &options,
             payload: &payload,
             is_confirmable,
+            is_repeatable: false,
             is_observe: false,
             deadline,
             user,
