@@ -185,8 +185,10 @@ impl World {
 
     /// Starts a net's machine, anew if it ran: its memory is gone, its address and its disk are not.
     pub fn start(&mut self, index: NetIndex, mut config: Config) {
+        let now = self.now;
         let member = &mut self.members[index.0];
         member.lives += 1;
+        member.born = now;
         member.lag = Duration::ZERO;
         member.suspended = None;
         config.last_epoch = member.epoch;

@@ -64,16 +64,22 @@ impl Run<'_> {
             return false;
         }
         let Some(info) = self.world.net(net).info(known.session) else { return false };
-        let count = |at: NetIndex, of: NetIndex| {
-            self.sessions[at.0].iter().filter(|known| known.peer == of).count()
-        };
-        let both_hold = count(net, peer) == count(peer, net);
+        let both_hold = self.held(net, peer, info.initiator) == self.held(peer, net, !info.initiator);
         let unmoved = |world: &mut crate::World, net| world.member(net).moved <= known.since;
         let path_stands = match info.path {
             Path::Direct(_) => unmoved(&mut self.world, net) && unmoved(&mut self.world, peer),
             Path::Through(_) => self.hosts().len() < 2,
         };
-        info.up && both_hold && path_stands
+        let remembered = self.world.member(peer).born <= known.since;
+        info.up && both_hold && path_stands && remembered
+    }
+
+    /// How many sessions with another a net holds that it opened, or that the other did.
+    fn held(&mut self, net: NetIndex, with: NetIndex, opened: bool) -> usize {
+        let machine = self.world.net(net);
+        let infos = self.sessions[net.0].iter().filter(|known| known.peer == with);
+        let infos = infos.filter_map(|known| machine.info(known.session));
+        infos.filter(|info| info.initiator == opened).count()
     }
 
     pub(super) fn probe(&mut self, net: NetIndex, session: SessionId) {

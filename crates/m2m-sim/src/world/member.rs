@@ -40,6 +40,8 @@ pub struct Member {
     pub moved: Time,
     /// How often it was started.
     pub lives: u32,
+    /// When it was started last.
+    pub born: Time,
     /// When it wants to be woken, by the world's time; other wake-ups of it are stale.
     pub(super) wake: Time,
     /// By so much its monotonic clock is behind the world's: for so long it stood still.
@@ -115,6 +117,7 @@ impl Member {
             nat: None,
             moved: Time::ZERO,
             lives: 0,
+            born: Time::ZERO,
             wake: Time::NEVER,
             lag: Duration::ZERO,
             suspended: None,
