@@ -20,12 +20,13 @@ use m2m_sim::{
     scenario::{self, Manner, Plan, Report, script},
 };
 
-const USAGE: &str = "usage: m2m-sim --seeds N [--seed S] [--threads T] [--shrink S]
-       m2m-sim --script FILE
+const USAGE: &str = "usage: m2m-sim --seeds N [--seed S] [--threads T] [--shrink S] [--lines L]
+       m2m-sim --script FILE [--lines L]
   --seeds N    so many scenarios
-  --seed S     from this seed on; alone: this one
+  --seed S     from this seed on; alone: this one, with its script and its last lines
   --threads T  as many as there are processors, unless told
   --shrink S   spend so many seconds on making the first failure small; 60 unless told, 0 for not at all
+  --lines L    show so many of the last lines of one run; 60 unless told
   --script F   run a scenario that was written to this file";
 /// After so many failures the rest tells nothing new.
 const ENOUGH_FAILURES: usize = 5;
@@ -40,6 +41,7 @@ struct Options {
     first: u64,
     threads: usize,
     shrink: Duration,
+    lines: usize,
     script: Option<String>,
 }
 
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
         }
     };
     match &options.script {
-        Some(file) => run_script(file),
+        Some(file) => run_script(file, options.lines),
         None => run_seeds(&options),
     }
 }
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
 fn parse(arguments: &[String]) -> Result<Options, String> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let shrink = Duration::from_secs(SHRINK);
-    let mut options = Options { seeds: 0, first: 0, threads, shrink, script: None };
+    let mut options = Options { seeds: 0, first: 0, threads, shrink, lines: scenario::LINES, script: None };
     let mut words = arguments.iter();
     let mut has_first = false;
     while let Some(option) = words.next() {
@@ -76,6 +78,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
             "--seed" => (options.first, has_first) = (number, true),
             "--threads" => options.threads = usize::try_from(number).unwrap_or(threads).clamp(1, 256),
             "--shrink" => options.shrink = Duration::from_secs(number),
+            "--lines" => options.lines = usize::try_from(number).unwrap_or(usize::MAX),
             other => return Err(format!("unknown option {other}")),
         }
     }
@@ -85,7 +88,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
     if options.seeds == 0 && options.script.is_none() { Err("how many seeds?".into()) } else { Ok(options) }
 }
 
-fn run_script(file: &str) -> ExitCode {
+fn run_script(file: &str, lines: usize) -> ExitCode {
     let text = std::fs::read_to_string(file).map_err(|why| format!("{file} can't be read: {why}"));
     let plan = match text.and_then(|text| script::parse(&text)) {
         Ok(plan) => plan,
@@ -94,7 +97,7 @@ fn run_script(file: &str) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let report = run(&plan, true);
+    let report = run(&plan, lines);
     show(&report);
     tell_totals(&report.totals, report.datagrams);
     let failed = !report.violations.is_empty();
@@ -107,7 +110,11 @@ fn run_seeds(options: &Options) -> ExitCode {
     let sum = run_all(options);
     let took = started.elapsed().as_secs_f64();
     if let Some(first) = sum.failures.iter().min() {
-        explain(*first, options.shrink);
+        explain(*first, options);
+    } else if options.seeds == 1 {
+        let plan = scenario::throw(options.first);
+        println!("{}", script::write(&plan));
+        show(&run(&plan, options.lines));
     }
     let failed = sum.failures.len() as u64;
     tell_totals(&sum.totals, sum.datagrams);
@@ -144,7 +151,7 @@ fn run_all(options: &Options) -> Sum {
                 return;
             }
             let seed = options.first.wrapping_add(n);
-            let report = run(&scenario::throw(seed), false);
+            let report = run(&scenario::throw(seed), 0);
             let mut sum = sum.lock().expect("no thread panics with the lock");
             if sum.failures.len() >= ENOUGH_FAILURES {
                 return;
@@ -179,30 +186,30 @@ impl Sum {
 }
 
 /// Runs a plan; a panic is what must not be, like everything else that must not.
-fn run(plan: &Plan, keeps_lines: bool) -> Report {
-    let manner = Manner { keeps_lines, ..Manner::default() };
+fn run(plan: &Plan, lines: usize) -> Report {
+    let manner = Manner { lines, ..Manner::default() };
     catch_unwind(AssertUnwindSafe(|| scenario::run_plan(plan, manner)))
         .unwrap_or_else(|_| Report { violations: vec!["it panicked".into()], ..Report::default() })
 }
 
 /// Makes a failed seed small, and shows what led to the failure.
-fn explain(seed: u64, limit: Duration) {
+fn explain(seed: u64, options: &Options) {
     let plan = scenario::throw(seed);
     let kind = |report: &Report| report.violations.first().map(|words| scenario::kind_of(words));
-    let wanted = kind(&run(&plan, false));
+    let wanted = kind(&run(&plan, 0));
     let (began, mut runs) = (Instant::now(), 0);
     // A failure that panics would say so each time.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let fails = |plan: &Plan| {
         runs += 1;
-        kind(&run(plan, false)) == wanted
+        kind(&run(plan, 0)) == wanted
     };
-    let small = scenario::shrink(&plan, fails, || began.elapsed() < limit);
+    let small = scenario::shrink(&plan, fails, || began.elapsed() < options.shrink);
     std::panic::set_hook(hook);
     println!("\nseed {seed}, made small in {runs} runs; run it again with m2m-sim --script FILE:\n");
     println!("{}", script::write(&small));
-    show(&run(&small, true));
+    show(&run(&small, options.lines));
     println!("all of it once more: cargo xtask sim --seeds 1 --seed {seed}\n");
 }
 

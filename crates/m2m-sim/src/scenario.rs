@@ -40,6 +40,9 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// After so much more time nothing is left of a peer that died: 3.5 times the longest that a ping may be awaited here.
 const FORGOTTEN: Duration = Duration::from_secs(420);
 
+/// So many lines are enough: what led to a failure is in the last ones.
+pub const LINES: usize = 60;
+
 /// What one run came to.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -58,23 +61,24 @@ pub struct Report {
 /// How a plan is run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
-    /// Keeps the last lines; slower, and changes nothing else.
-    pub keeps_lines: bool,
+    /// Keeps so many of the last lines; slower, and changes nothing else.
+    pub lines: usize,
     /// A method that is held against whoever runs it: so that tests have something to find.
     pub objects_to: Option<Code>,
 }
 
 /// Runs a seed. `keeps_lines` makes it slower and changes nothing else.
 pub fn run(seed: u64, keeps_lines: bool) -> Report {
-    run_plan(&throw(seed), Manner { keeps_lines, ..Manner::default() })
+    let lines = if keeps_lines { LINES } else { 0 };
+    run_plan(&throw(seed), Manner { lines, ..Manner::default() })
 }
 
 /// Runs a plan.
 pub fn run_plan(plan: &Plan, manner: Manner) -> Report {
     let mut run = Run::new(plan);
     run.ledger.objects_to = manner.objects_to;
-    if manner.keeps_lines {
-        run.world.watch.trace.keep_lines();
+    if manner.lines > 0 {
+        run.world.watch.trace.keep_lines(manner.lines);
     }
     run.begin();
     run.chaos();

@@ -28,8 +28,11 @@ const MAX_IDLE_WAKES: u32 = 20;
 /// So often in one second a machine may be woken: a scenario has no work for more.
 const MAX_WAKES_A_SECOND: u32 = 2_000;
 
+/// So many datagrams a net may send at one instant: a scenario gives no cause for more.
+const MAX_BURST: u32 = 1_000;
+
 /// The checks, and what they found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watch {
     /// What must not be, in the order in which it was seen.
     pub violations: Vec<String>,
@@ -40,6 +43,8 @@ pub struct Watch {
     accounts: BTreeMap<(NetIndex, SocketAddr), Account>,
     delivered: BTreeSet<u64>,
     wakes: BTreeMap<NetIndex, Wakes>,
+    /// Who sent last, when, and how many at that instant.
+    burst: (NetIndex, Time, u32),
 }
 
 /// What went between a net and an address.
@@ -58,6 +63,20 @@ struct Wakes {
     in_second: u32,
 }
 
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch {
+            violations: Vec::new(),
+            trace: Trace::default(),
+            datagrams: 0,
+            accounts: BTreeMap::new(),
+            delivered: BTreeSet::new(),
+            wakes: BTreeMap::new(),
+            burst: (NetIndex(0), Time::ZERO, 0),
+        }
+    }
+}
+
 impl Watch {
     /// A net started anew: it knows no address any more.
     pub fn forget(&mut self, index: NetIndex) {
@@ -72,6 +91,13 @@ impl Watch {
         self.trace.line(now, format_args!("{} -> {to}: {}", index.0, Sketch(bytes)));
         if bytes.len() > MAX_DATAGRAM {
             self.violation(now, format!("net {} sends a datagram of {} bytes", index.0, bytes.len()));
+        }
+        self.burst = match self.burst {
+            (net, at, count) if (net, at) == (index, now) => (net, at, count + 1),
+            _ => (index, now, 1),
+        };
+        if self.burst.2 == MAX_BURST {
+            self.violation(now, format!("net {} sends {MAX_BURST} datagrams at one instant", index.0));
         }
         let account = self.accounts.entry((index, to)).or_default();
         account.sent += bytes.len();
@@ -243,8 +269,10 @@ mod tests {
         assert_eq!(watch.violations, [""; 0]);
         (0..=MAX_IDLE_WAKES).for_each(|_| watch.woken(Time::from_micros(500), NET, 0));
         assert_eq!(watch.violations.len(), 1);
+        (0..MAX_BURST).for_each(|_| watch.sent(Time::ZERO, NET, address(1), &[INIT; 104]));
+        assert_eq!(watch.violations.len(), 2, "{:?}", watch.violations);
         (0..=MAX_WAKES_A_SECOND)
             .for_each(|n| watch.woken(Time::from_micros(u64::from(n) + 2_000_000), NET, 1));
-        assert_eq!(watch.violations.len(), 2);
+        assert_eq!(watch.violations.len(), 3);
     }
 }
