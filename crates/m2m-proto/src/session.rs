@@ -12,6 +12,7 @@ pub use keys::OpenError;
 use keys::{OpenKey, Root, SealKey, ShortHeader};
 use pn::Pn;
 use replay::{Verdict, Window};
+use subtle::ConstantTimeEq;
 
 use crate::wire::packet::{PnLen, Token};
 
@@ -96,6 +97,16 @@ impl Secure {
     /// How many packets have left since the last that was answered.
     pub fn unanswered(&self) -> u64 {
         self.answered.map_or(self.next_pn.0, |answered| self.next_pn.0 - answered.0)
+    }
+
+    /// What our packets are labelled with.
+    pub fn peer_token(&self) -> Token {
+        self.peer_token
+    }
+
+    /// Whether a session that names this tag means to take this one over; compared in constant time.
+    pub fn has_resume_tag(&self, tag: &[u8; 8]) -> bool {
+        self.root.resume_tag().ct_eq(tag).into()
     }
 
     /// What a session that takes this one over will name (protocol, section 9).

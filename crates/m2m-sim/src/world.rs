@@ -339,6 +339,13 @@ impl World {
                 Output::Claim(request) => self.ask_store(index, request),
                 Output::SaveEpoch(epoch) if !member.disk_full => member.epoch = epoch,
                 Output::SaveEpoch(_) => {}
+                Output::StoreKey(key) => {
+                    let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
+                    member.keys.push(key);
+                    if answers {
+                        self.net(index).key_stored(local, session, ok);
+                    }
+                }
                 Output::Handover { shard, .. } => panic!("the world has no shard {shard}"),
                 Output::Timeout(until) => {
                     let until = until + member.lag;

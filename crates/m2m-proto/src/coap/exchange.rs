@@ -209,6 +209,8 @@ pub enum Failure {
     Reset,
     /// The session ended. It ran at most once.
     SessionLost,
+    /// The peer lost its memory, and the request must not run twice. It ran at most once.
+    PeerForgot,
     /// It never left, as others were before it. It did not run.
     NotSent,
     /// It never left, as it fits into no packet of this session. It did not run.
@@ -221,6 +223,7 @@ impl fmt::Display for Failure {
             Failure::TimedOut => "no answer in time: it may have run",
             Failure::Reset => "the peer rejected it: it did not run",
             Failure::SessionLost => "session lost: it may have run",
+            Failure::PeerForgot => "the peer lost its memory: it may have run",
             Failure::NotSent => "not sent: it did not run",
             Failure::TooLarge => "too large for a packet of this session: it did not run",
         })

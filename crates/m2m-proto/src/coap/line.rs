@@ -25,15 +25,19 @@ use super::{
     writer::MessageWriter,
 };
 use crate::time::{Duration, Time};
-use alloc::{boxed::Box, vec::Vec};
+use alloc::boxed::Box;
 use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
 mod fit;
 mod receive;
+mod takeover;
 
 pub use super::incoming::MID_WINDOW;
+
+/// After so many retransmissions without an answer the peer may have lost the session (protocol, section 9).
+const UNANSWERED_RETRANSMISSIONS: u8 = 3;
 
 /// The reliable exchanges of one session. Small while idle: what is large is allocated on demand, and freed when
 /// nothing is left in it.
@@ -85,7 +89,10 @@ impl Line {
             deadline: parts.deadline,
             serial: self.take_serial(),
             is_observe: parts.is_observe,
+            is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
+            has_left: false,
+            kept: None,
         };
         self.wake_by(parts.deadline);
         let busy = self.busy(cx);
@@ -249,14 +256,15 @@ impl Line {
         self.timer
     }
 
-    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old.
-    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old. True if a
+    /// message was sent again so often without an answer that the peer may be gone.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> bool {
         if cx.now < self.timer {
-            return;
+            return false;
         }
         self.timer = Time::NEVER;
-        self.retransmit(cx);
-        let Some(busy) = &mut self.busy else { return };
+        let unanswered = self.retransmit(cx);
+        let Some(busy) = &mut self.busy else { return unanswered };
         for token in busy.outgoing.expired(cx.now) {
             busy.fail(self.next_mid, token, Failure::TimedOut, cx.pool);
         }
@@ -268,6 +276,7 @@ impl Line {
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
         self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
         self.free_if_empty();
+        unanswered
     }
 
     /// Ends all that is open, because the session has: each request fails by [`Failure::SessionLost`] or
@@ -284,27 +293,6 @@ impl Line {
         ready.clear();
         *incoming = Incoming::default();
         self.timer = Time::NEVER;
-    }
-
-    /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
-    /// IDs and tokens. Packet numbers of the old session mean nothing any more.
-    pub fn send_again(&mut self) {
-        let Some(busy) = &mut self.busy else { return };
-        busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
-        let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
-        for mid in mids {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
-            // Not 0: what left before gives no round trip.
-            open.transmissions = open.transmissions.min(1);
-            open.first_packet = None;
-            open.due = Time::NEVER;
-            busy.ready.push_back(Ready::Confirmable(mid));
-        }
-        for request in busy.outgoing.requests.values_mut() {
-            if let Progress::Non(packet) = &mut request.progress {
-                *packet = None;
-            }
-        }
     }
 
     /// True if nothing is open, waits, or is to be told. Answers may still be kept.
@@ -342,20 +330,23 @@ impl Line {
         self.rtt.sample(now, round_trip);
     }
 
-    fn retransmit(&mut self, cx: &mut Context<'_>) {
-        let Some(busy) = &mut self.busy else { return };
+    fn retransmit(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(busy) = self.busy.as_mut() else { return false };
+        let mut unanswered = false;
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
-            if open.transmissions <= cx.config.max_retransmit {
+            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
+            unanswered |= open.transmissions > UNANSWERED_RETRANSMISSIONS;
+            if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
                 self.rtt.timed_out(open.first_sent, open.transmissions);
                 open.due = Time::NEVER;
                 busy.ready.push_back(Ready::Confirmable(mid));
                 continue;
             }
-            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return };
+            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::TimedOut, cx.pool);
         }
+        unanswered
     }
 
     fn busy(&mut self, cx: &Context<'_>) -> &mut Busy {

@@ -49,6 +49,8 @@ pub(super) struct Open {
     pub(super) first_sent: Time,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
+    /// It must not leave again before the peer has said whether it remembers it.
+    pub(super) is_held: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,7 @@ pub(super) enum Progress {
     Waiting,
     /// Confirmable and in flight.
     Sent(Mid),
-    /// Acknowledged; the response follows.
+    /// Acknowledged; the response follows. The message is kept in `Request::kept` if it may be sent again.
     Acked,
     /// Non-confirmable; it left in that packet, if that was one of this session.
     Non(Option<u64>),
@@ -73,14 +75,20 @@ pub(super) enum Progress {
 }
 
 /// A request without its (last) response.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Request {
     pub(super) user: u64,
     pub(super) deadline: Time,
     /// Order of the requests, for what must not depend on tokens.
     pub(super) serial: u32,
     pub(super) is_observe: bool,
+    /// It may run twice if the peer loses its memory.
+    pub(super) is_repeatable: bool,
     pub(super) progress: Progress,
+    /// It left in a session before, so that it may have run although it waits.
+    pub(super) has_left: bool,
+    /// The message after its acknowledgement, if it is repeatable.
+    pub(super) kept: Option<Vec<u8>>,
 }
 
 /// The tokens are our own random bytes: they are their own hash, and the same on every run with the same seed.
@@ -186,6 +194,7 @@ impl Outgoing {
             due: Time::NEVER,
             first_sent: Time::ZERO,
             first_packet: None,
+            is_held: false,
         }));
         self.in_flight += 1;
         true
@@ -221,6 +230,25 @@ impl Outgoing {
         Some(open)
     }
 
+    /// Whether what is in flight may run twice; none if nothing of that Message ID is in flight.
+    pub(super) fn is_repeatable(&self, next: Mid, mid: Mid) -> Option<bool> {
+        match self.get(next, mid)?.purpose {
+            Purpose::Request(token) => {
+                Some(self.requests.get(&token).is_some_and(|request| request.is_repeatable))
+            }
+            Purpose::Response | Purpose::Notification(_) => Some(false),
+        }
+    }
+
+    /// Drops the responses that wait: those who asked have forgotten.
+    pub(super) fn drop_waiting_responses(&mut self, pool: &mut Pool) {
+        for waiting in self.waiting_responses.drain(..) {
+            self.responses -= 1;
+            self.response_bytes -= waiting.bytes.len();
+            pool.give(waiting.bytes);
+        }
+    }
+
     /// Forgets a request in whatever state it is. What has a Message ID but hasn't left is told as waiting.
     pub(super) fn forget(&mut self, next: Mid, token: MessageToken, pool: &mut Pool) -> Option<Request> {
         let mut request = self.requests.remove(&token)?;
@@ -235,6 +263,9 @@ impl Outgoing {
             }
             Progress::Waiting => self.stop_waiting(token, pool),
             Progress::Acked | Progress::Non(_) | Progress::Observing => {}
+        }
+        if let Some(kept) = request.kept.take() {
+            pool.give(kept);
         }
         Some(request)
     }

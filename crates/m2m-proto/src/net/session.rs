@@ -9,6 +9,11 @@
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
+use super::{
+    netkey::Offer,
+    pinning::{Pin, Prover, Proving},
+    recover::{Opener, Tails},
+};
 use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
@@ -63,6 +68,8 @@ pub(crate) struct HalfOpen {
     /// Where the answer went to, the latest first.
     pub(crate) answered: [Option<Path>; 4],
     pub(crate) expires: Time,
+    /// The handshake's final hash, for a proof of our device key.
+    pub(crate) hash: [u8; 32],
 }
 
 impl HalfOpen {
@@ -71,6 +78,11 @@ impl HalfOpen {
             self.answered.rotate_right(1);
             self.answered[0] = Some(path);
         }
+    }
+
+    /// What a proof of our device key is made from.
+    pub(crate) fn prover(&self) -> Prover {
+        Prover { peer_ephemeral: self.ephemeral, hash: self.hash }
     }
 
     /// Whoever could make a first packet had our RESP, so it comes from where that went.
@@ -102,6 +114,16 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// Initiator: what it takes to open the session anew.
+    pub(crate) opener: Option<Box<Opener>>,
+    /// Of packets that left lately, while an answer may be missing.
+    pub(crate) tails: Option<Box<Tails>>,
+    /// Responder: this session went on under the keys of a later handshake.
+    pub(crate) is_resumed: bool,
+    /// When the peer's last request came.
+    pub(crate) last_request: Time,
+    /// The device that the peer has to be.
+    pub(crate) pin: Option<Box<Pin>>,
     pub(crate) max_udp: u16,
     /// In the list of those that have something to send.
     pub(crate) dirty: bool,
@@ -154,6 +176,14 @@ pub(crate) struct Control {
     pub(crate) asks: Vec<Asking>,
     /// Those that leave once.
     pub(crate) once: VecDeque<Frame<'static>>,
+    /// The net key that the peer is to take.
+    pub(crate) offer: Option<Box<Offer>>,
+    /// The proof of our device key that the peer asked for.
+    pub(crate) proving: Option<Box<Proving>>,
+    /// It is to be sent, for the first time or again.
+    pub(crate) proof_due: bool,
+    /// NETKEYs with a wrong mac that came.
+    pub(crate) wrong_macs: u8,
 }
 
 /// A registered net that does not answer its host for so long is told to be silent.
@@ -191,6 +221,12 @@ pub(crate) enum Ask {
         id: Id,
         why: LookupFor,
     },
+    /// The peer's proof that it is the pinned device.
+    Prove,
+    /// The new net key in `Control::offer`.
+    NetKey {
+        user: RequestId,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -204,7 +240,7 @@ impl Control {
     /// Notes a question; false when too many are open. Of the machine's own there is one of a kind, and it always has
     /// its place: a ping that is due and cannot be asked would be due for ever.
     pub(crate) fn ask(&mut self, what: Ask, now: Time) -> bool {
-        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. });
+        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. } | Ask::Prove);
         if !own && self.asks.len() >= MAX_ASKS {
             return false;
         }
@@ -220,11 +256,21 @@ impl Control {
         Some(self.asks.swap_remove(at))
     }
 
+    /// All questions leave again, under new keys, as if for the first time.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
+    }
+
     /// Queues a frame. When too many wait it is dropped: whoever wants its answer asks again.
     pub(crate) fn once(&mut self, frame: Frame<'static>) {
         if self.once.len() < MAX_ONCE {
             self.once.push_back(frame);
         }
+    }
+
+    /// The question for the peer's proof goes along with the next packet: only the first one that arrives can bring it.
+    pub(crate) fn prove_now(&mut self, now: Time) {
+        self.asks.iter_mut().filter(|ask| ask.what == Ask::Prove).for_each(|ask| ask.due = now);
     }
 
     pub(crate) fn pinging(&self) -> bool {
@@ -264,6 +310,7 @@ impl Session {
                 .min(self.ping_due())
                 .min(self.last_heard + self.keepalive.silence)
                 .min(self.lease_due())
+                .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.probe_due()),
         }
     }

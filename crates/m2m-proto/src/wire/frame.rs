@@ -20,7 +20,8 @@ pub(super) mod sample;
 pub(super) mod vectors;
 
 pub use code::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req, ShortId,
+    CloseCode, DoneStatus, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req,
+    ShortId,
 };
 
 /// The first byte of each frame (sections 5.1 and 5.2).
@@ -274,11 +275,11 @@ pub enum Frame<'a> {
         /// Ids of hosts to go to, at most 255; more do not travel.
         hosts: &'a [[u8; Id::LEN]],
     },
-    /// Replaces the peer's net key (later).
+    /// Replaces the peer's net key (section 2).
     NetKey {
         /// Repeated by the answer.
         req: Req,
-        /// The new key's version.
+        /// The new key's version; 0 is whichever comes next.
         key_id: u16,
         /// Under the administrator's key.
         mac: &'a [u8; 16],
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn kinds_of_later_versions_are_kept_by_number() {
-        for kind in (0x1B..=0x3E).chain(0x80..=0xFF) {
+        for kind in (0x1C..=0x3E).chain(0x80..=0xFF) {
             assert_eq!(Frame::decode(&[kind, 1, 2]), Ok(Frame::Unknown(kind)));
         }
     }

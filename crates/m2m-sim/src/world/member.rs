@@ -5,7 +5,7 @@ use std::{
 };
 
 use m2m_proto::{
-    event::{ClaimOutcome, ClaimRequest, Event},
+    event::{ClaimOutcome, ClaimRequest, Event, KeyToStore},
     id::Id,
     net::Net,
     time::{Duration, Time},
@@ -30,6 +30,10 @@ pub struct Member {
     pub epoch: u64,
     /// Its store fails.
     pub disk_full: bool,
+    /// The net keys that it was sent from afar and kept.
+    pub keys: Vec<KeyToStore>,
+    /// Its store answers nothing about keys: the test does.
+    pub slow_keys: bool,
     /// So long its store takes to answer.
     pub store_delay: Duration,
     /// So many milliseconds its wall clock is ahead of the right time.
@@ -112,6 +116,8 @@ impl Member {
             claims: BTreeMap::new(),
             epoch: 0,
             disk_full: false,
+            keys: Vec::new(),
+            slow_keys: false,
             store_delay: Duration::ZERO,
             clock_error_ms: 0,
             nat: None,

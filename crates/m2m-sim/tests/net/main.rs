@@ -1,4 +1,5 @@
 //! The machine on a simulated network.
 mod basics;
 mod promise;
+mod recovery;
 mod regressions;

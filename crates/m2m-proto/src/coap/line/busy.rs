@@ -25,6 +25,8 @@ pub(super) struct Busy {
     pub(super) incoming: Incoming,
     pub(super) ready: VecDeque<Ready>,
     pub(super) events: VecDeque<LineEvent>,
+    /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
+    pub(super) is_patient: bool,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }
@@ -142,11 +144,22 @@ impl Busy {
         }
     }
 
+    /// A request of ours arrived, and its response follows. Its bytes stay if it may have to be sent again.
+    pub(super) fn acknowledged(&mut self, token: MessageToken, bytes: Vec<u8>, pool: &mut Pool) {
+        let Some(request) = self.outgoing.requests.get_mut(&token) else { return pool.give(bytes) };
+        request.progress = Progress::Acked;
+        if request.is_repeatable {
+            request.kept = Some(bytes);
+        } else {
+            pool.give(bytes);
+        }
+    }
+
     pub(super) fn fail(&mut self, next_mid: Mid, token: MessageToken, reason: Failure, pool: &mut Pool) {
         let Some(request) = self.outgoing.forget(next_mid, token, pool) else { return };
         let reason = match (request.progress, reason) {
             (_, Failure::TooLarge) => Failure::TooLarge,
-            (Progress::Waiting, _) => Failure::NotSent,
+            (Progress::Waiting, _) if !request.has_left => Failure::NotSent,
             _ => reason,
         };
         self.events.push_back(LineEvent::Failed { id: RequestId(token), user: request.user, reason });

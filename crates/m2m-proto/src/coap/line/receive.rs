@@ -7,7 +7,7 @@ use super::{
         incoming::Seen,
         message::{Message, MessageType},
         option::OptionNumber,
-        outgoing::{Progress, Purpose, Request},
+        outgoing::{Progress, Purpose},
     },
     Line,
     busy::encode_overload,
@@ -110,11 +110,14 @@ impl Line {
         let busy = self.busy.as_mut()?;
         let token = message.token();
         let request = busy.outgoing.requests.get_mut(&token)?;
-        let Request { user, progress, is_observe, .. } = *request;
+        let (user, progress, is_observe) = (request.user, request.progress, request.is_observe);
         let is_last =
             !(is_observe && message.code().is_success() && message.option(OptionNumber::OBSERVE).is_some());
         if progress == Progress::Waiting {
             return None;
+        }
+        if let Some(kept) = request.kept.take() {
+            cx.pool.give(kept);
         }
         if is_last {
             busy.outgoing.requests.remove(&token);
@@ -156,17 +159,16 @@ impl Line {
             return self.accept_response(cx, message).unwrap_or(unmatched);
         }
         let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return unmatched };
-        cx.pool.give(open.bytes);
+        let answered = open.first_packet;
         match purpose {
-            Purpose::Request(token) => {
-                if let Some(request) = busy.outgoing.requests.get_mut(&token) {
-                    request.progress = Progress::Acked;
-                }
+            Purpose::Request(token) => busy.acknowledged(token, open.bytes, cx.pool),
+            Purpose::Notification(user) => {
+                cx.pool.give(open.bytes);
+                busy.events.push_back(LineEvent::Notified { user });
             }
-            Purpose::Notification(user) => busy.events.push_back(LineEvent::Notified { user }),
-            Purpose::Response => {}
+            Purpose::Response => cx.pool.give(open.bytes),
         }
-        Handled { outcome: Outcome::Done, answered: open.first_packet }
+        Handled { outcome: Outcome::Done, answered }
     }
 
     fn handle_reset(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {

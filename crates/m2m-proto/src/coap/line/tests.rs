@@ -8,6 +8,7 @@ use crate::coap::{
     option_set::OptionSet,
     pool::Pool,
 };
+use alloc::vec::Vec;
 use rand_chacha::rand_core::SeedableRng;
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},

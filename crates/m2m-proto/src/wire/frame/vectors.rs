@@ -64,7 +64,7 @@ fn session_vectors() -> Vec<(&'static str, Frame<'static>)> {
         ("close", Frame::Close { code: CloseCode::SHUTTING_DOWN, text: "back soon" }),
         ("close_silent", Frame::Close { code: CloseCode::DONE, text: "" }),
         ("close_unknown_code", Frame::Close { code: CloseCode(200), text: "\u{e9}" }),
-        ("unknown", Frame::Unknown(0x1B)),
+        ("unknown", Frame::Unknown(0x1C)),
         ("unknown_high", Frame::Unknown(0xFF)),
     ]
 }
