@@ -1,7 +1,8 @@
 //! The judge of the promise in protocol section 7.1: a confirmable request reaches the handler exactly once if it is
 //! answered, at most once if it ends in a timeout or with its session, and nothing is lost without a word; all that while
 //! both ends keep their memory. If the one that runs it lost it, what was sent before may run once more, if its method may
-//! run twice or its sender marked it repeatable (RFC 7252 section 5.1, RFC 8132 section 1).
+//! run twice or its sender marked it repeatable (RFC 7252 section 5.1, RFC 8132 section 1). Memory is lost with a life, and
+//! that of one session with the session.
 //!
 //! Every request has a number of its own, which travels in it. The ledger is told of each that is sent, of each run of a
 //! handler, of each outcome and of each death; it says at once what cannot be, and at the end what is missing.
@@ -36,10 +37,8 @@ pub struct Sent {
 impl Sent {
     /// True if it may run again in the next life of a net that has run it.
     fn may_run_again(&self) -> bool {
-        let idempotent = matches!(
-            self.method,
-            Code::GET | Code::PUT | Code::DELETE | Code::FETCH | Code::IPATCH
-        );
+        let idempotent =
+            matches!(self.method, Code::GET | Code::PUT | Code::DELETE | Code::FETCH | Code::IPATCH);
         self.confirmable && (idempotent || self.repeatable)
     }
 }
@@ -107,6 +106,8 @@ pub struct Ledger {
     questions: BTreeMap<u64, NetIndex>,
     /// How often each net lost its memory.
     deaths: BTreeMap<NetIndex, u32>,
+    /// How often a net lost what it knew of another, as a session with that ended.
+    endings: BTreeMap<(NetIndex, NetIndex), u32>,
     /// A method that is held against whoever runs it: so that tests have something to find.
     pub objects_to: Option<Code>,
     /// In the order in which it was seen.
@@ -116,7 +117,7 @@ pub struct Ledger {
 impl Ledger {
     /// A request was taken by its net.
     pub fn sent(&mut self, request: RequestId, sent: Sent) {
-        let life = self.life(sent.to);
+        let life = self.life(sent.to, sent.from);
         let entry = Entry { sent, runs: 0, ran_in: life, sent_in: life, answers: Vec::new(), fate: None };
         if self.entries.insert(request.0, entry).is_some() {
             self.violation(format!("request {} was sent twice", request.0));
@@ -131,16 +132,20 @@ impl Ledger {
             self.violation(format!("net {} runs request {number}, which nobody sent", at.0));
             return None;
         };
-        let life = self.deaths.get(&at).copied().unwrap_or(0);
+        let endings = self.endings.get(&(at, entry.sent.from)).copied().unwrap_or(0);
+        let life = self.deaths.get(&at).copied().unwrap_or(0) + endings;
         entry.runs += 1;
         let (runs, sent) = (entry.runs, entry.sent);
         let ran_in = core::mem::replace(&mut entry.ran_in, life);
-        // What was sent to this very life has no excuse; the sender may not know of the life before.
+        // What was sent to this very life has no excuse.
         let forgot = ran_in < life && entry.sent_in < life;
         if runs > 1 && !forgot {
             self.violation(format!("request {number} runs for the {runs}. time, and nobody lost its memory"));
         } else if runs > 1 && !sent.may_run_again() {
-            self.violation(format!("request {number} runs for the {runs}. time, which {} may not", sent.method));
+            self.violation(format!(
+                "request {number} runs for the {runs}. time, which {} may not",
+                sent.method
+            ));
         }
         if message.code() != sent.method || self.objects_to == Some(sent.method) {
             self.violation(format!("request {number}, {}, runs as {}", sent.method, message.code()));
@@ -194,8 +199,15 @@ impl Ledger {
         }
     }
 
-    fn life(&self, net: NetIndex) -> u32 {
-        self.deaths.get(&net).copied().unwrap_or(0)
+    /// How often a net has lost what it knew of another.
+    fn life(&self, net: NetIndex, of: NetIndex) -> u32 {
+        let count = |lost: Option<&u32>| lost.copied().unwrap_or(0);
+        count(self.deaths.get(&net)) + count(self.endings.get(&(net, of)))
+    }
+
+    /// A net was told that a session with another has ended: it keeps nothing of that.
+    pub fn ended(&mut self, net: NetIndex, with: NetIndex) {
+        *self.endings.entry((net, with)).or_default() += 1;
     }
 
     /// What became of a request; none while it is open.
@@ -494,8 +506,25 @@ mod tests {
         assert_eq!(after_deaths(REQUEST, &[false, true]), 1, "a POST may not");
         assert_eq!(after_deaths(REQUEST, &[true]), 0, "but once");
         assert_eq!(after_deaths(Sent { repeatable: true, ..REQUEST }, &[false, true]), 0);
-        assert_eq!(after_deaths(Sent { confirmable: false, ..put }, &[false, true]), 1, "a NON is never repeated");
+        assert_eq!(
+            after_deaths(Sent { confirmable: false, ..put }, &[false, true]),
+            1,
+            "a NON is never repeated"
+        );
         assert_eq!(after_deaths(Sent { method: Code::PATCH, ..REQUEST }, &[false, true]), 1);
+    }
+
+    #[test]
+    fn the_end_of_a_session_with_its_sender_is_a_loss_of_memory_too() {
+        let put = Sent { method: Code::PUT, ..REQUEST };
+        for (with, violations) in [(A, 0), (NetIndex(2), 1)] {
+            let mut ledger = Ledger::default();
+            ledger.sent(RequestId(N), put);
+            ledger.ran(B, id_of(A), &message(Code::PUT, &filler(N, 20)));
+            ledger.ended(B, with);
+            ledger.ran(B, id_of(A), &message(Code::PUT, &filler(N, 20)));
+            assert_eq!(ledger.violations.len(), violations);
+        }
     }
 
     #[test]

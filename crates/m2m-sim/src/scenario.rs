@@ -198,7 +198,8 @@ impl<'a> Run<'a> {
             self.world.overheard = Some(std::collections::VecDeque::new());
         }
         for index in 0..plan.nets.len() {
-            let absent = NetPlan { suites: vec![m2m_proto::wire::packet::Suite::Aes128Gcm], ..NetPlan::default() };
+            let absent =
+                NetPlan { suites: vec![m2m_proto::wire::packet::Suite::Aes128Gcm], ..NetPlan::default() };
             let there = plan.nets[index].as_ref();
             // One that was left out has an index still.
             let net = self.world.add(Self::config(there.unwrap_or(&absent), NetIndex(index)));

@@ -236,7 +236,10 @@ impl Run<'_> {
         let id = RequestId(number);
         let (options, payload) = (options_for(number), filler(number, len));
         let deadline = self.world.local_now(from) + asking.deadline;
-        self.line(from, format_args!("asks {} in {session:?}: request {number}, {method}, {len} bytes", to.0));
+        self.line(
+            from,
+            format_args!("asks {} in {session:?}: request {number}, {method}, {len} bytes", to.0),
+        );
         let request =
             Request { code: method, options: &options, payload: &payload, confirmable, repeatable, deadline };
         let taken = self.world.command(from, |machine, now| machine.request(now, session, id, &request));
@@ -275,7 +278,9 @@ impl Run<'_> {
                 Some(session)
             }
             // A host has no host to ask: it reaches its guests while they are registered.
-            Err(CommandError::NoHost) if self.plan.net(from).is_some_and(|plan| plan.hosts.is_empty()) => None,
+            Err(CommandError::NoHost) if self.plan.net(from).is_some_and(|plan| plan.hosts.is_empty()) => {
+                None
+            }
             Err(why) => {
                 self.violation(format!("net {} can't open a session: {why}", from.0));
                 None

@@ -26,13 +26,7 @@ impl Run<'_> {
         match event {
             Event::Connected { session, peer } => self.came_up(net, session, peer),
             Event::Accepted { session, peer } => self.accepted(net, session, peer),
-            Event::ConnectFailed { session, .. } | Event::Closed { session, .. } => {
-                let before = self.sessions[net.0].len();
-                self.sessions[net.0].retain(|known| known.session != session);
-                if self.sessions[net.0].len() != before - usize::from(before > 0) {
-                    self.violation(format!("net {} is told the end of {session:?}, which it has not", net.0));
-                }
-            }
+            Event::ConnectFailed { session, .. } | Event::Closed { session, .. } => self.ended(net, session),
             Event::Request { incoming, peer, message } => {
                 if let Some(number) = self.ledger.ran(net, peer, &message) {
                     self.handle(net, incoming, number);
@@ -68,6 +62,17 @@ impl Run<'_> {
         let Some(place) = self.hosts().into_iter().find(|known| id_of(*known) == host) else { return };
         let address = self.world.address(place);
         self.world.command(net, |machine, now| machine.set_host_addresses(now, host, &[address]));
+    }
+
+    fn ended(&mut self, net: NetIndex, session: SessionId) {
+        let known = &mut self.sessions[net.0];
+        match known.iter().position(|known| known.session == session) {
+            Some(place) => {
+                let Known { peer, .. } = known.remove(place);
+                self.ledger.ended(net, peer);
+            }
+            None => self.violation(format!("net {} is told the end of {session:?}, which it has not", net.0)),
+        }
     }
 
     fn accepted(&mut self, net: NetIndex, session: SessionId, peer: Id) {

@@ -36,7 +36,8 @@ impl Run<'_> {
         for net in self.nets() {
             for known in self.sessions[net.0].clone() {
                 if self.is_clean() && self.must_work(net, known) {
-                    let is_initiator = self.world.net(net).info(known.session).is_some_and(|info| info.initiator);
+                    let is_initiator =
+                        self.world.net(net).info(known.session).is_some_and(|info| info.initiator);
                     let turn = if is_initiator { Duration::ZERO } else { TURN };
                     self.schedule(start + turn, Act::Probe { net, session: known.session });
                 }

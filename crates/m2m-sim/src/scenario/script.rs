@@ -111,7 +111,8 @@ fn words_of_request(asking: &Asking) -> String {
 
 fn words_of_meddling(meddling: &Meddling) -> String {
     let Meddling { from, to, prey, every, fate, time } = *meddling;
-    let net = |name: &str, net: Option<NetIndex>| net.map_or(String::new(), |net| format!(" {name}={}", net.0));
+    let net =
+        |name: &str, net: Option<NetIndex>| net.map_or(String::new(), |net| format!(" {name}={}", net.0));
     let fate = match fate {
         Prank::Drop => "drop".into(),
         Prank::Delay(more) => format!("delay={}", seconds(more)),
@@ -156,7 +157,9 @@ pub fn parse(text: &str) -> Result<Plan, String> {
     };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")) {
         let mut words = Words(line.split_whitespace().collect());
-        parse_line(&mut plan, &mut words).and_then(|()| words.finish()).map_err(|why| format!("{line}: {why}"))?;
+        parse_line(&mut plan, &mut words)
+            .and_then(|()| words.finish())
+            .map_err(|why| format!("{line}: {why}"))?;
     }
     for Planned { doing, .. } in &plan.doings {
         if doing.nets().iter().flatten().any(|net| plan.net(*net).is_none()) {

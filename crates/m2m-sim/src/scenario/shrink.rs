@@ -6,7 +6,11 @@ use super::plan::{Doing, Plan};
 use crate::{Faults, NetIndex};
 
 /// The smallest plan found that `fails`, as `plan` does; `may_go_on` ends the search.
-pub fn shrink(plan: &Plan, mut fails: impl FnMut(&Plan) -> bool, mut may_go_on: impl FnMut() -> bool) -> Plan {
+pub fn shrink(
+    plan: &Plan,
+    mut fails: impl FnMut(&Plan) -> bool,
+    mut may_go_on: impl FnMut() -> bool,
+) -> Plan {
     let mut best = plan.clone();
     let mut fails = |plan: &Plan| may_go_on() && fails(plan);
     loop {

@@ -22,8 +22,13 @@ pub fn throw(seed: u64) -> Plan {
         Size::Small => dice.between(3, 40),
         _ => dice.between(5, 90),
     });
-    let plan =
-        Plan { seed, nets: nets.into_iter().map(Some).collect(), faults: faults(&mut dice), chaos, doings: Vec::new() };
+    let plan = Plan {
+        seed,
+        nets: nets.into_iter().map(Some).collect(),
+        faults: faults(&mut dice),
+        chaos,
+        doings: Vec::new(),
+    };
     let mut thrower = Thrower { plan, dice, size };
     thrower.requests();
     thrower.commands();
@@ -371,7 +376,10 @@ mod tests {
                 let name = name.split(['(', ' ']).next().unwrap_or_default().to_string();
                 here.insert(name, true);
             }
-            here.insert("two hosts".into(), plan.nets.iter().flatten().filter(|net| net.is_host).count() == 2);
+            here.insert(
+                "two hosts".into(),
+                plan.nets.iter().flatten().filter(|net| net.is_host).count() == 2,
+            );
             here.insert("behind a NAT".into(), plan.nets.iter().flatten().any(|net| net.nat.is_some()));
             assert!(plan.faults.loss <= 200 && plan.faults.jitter <= 2 * plan.faults.delay);
             here.into_iter().filter(|(_, is)| *is).for_each(|(name, _)| *seen.entry(name).or_insert(0) += 1);
