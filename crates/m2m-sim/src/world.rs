@@ -15,7 +15,7 @@ use m2m_proto::{
 };
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
 
-use crate::watch::Watch;
+use crate::{bottleneck::Bottleneck, watch::Watch};
 
 mod link;
 mod member;
@@ -72,6 +72,8 @@ pub struct World {
     pub now: Time,
     /// What the links do.
     pub faults: Faults,
+    /// The narrowest link, if any is narrow.
+    pub bottleneck: Option<Bottleneck>,
     /// Randomness of the world, not of the nets.
     pub rng: ChaCha12Rng,
     members: Vec<Member>,
@@ -108,6 +110,7 @@ impl World {
         World {
             now: Time::from_micros(1_000_000),
             faults: Faults::default(),
+            bottleneck: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
             members: Vec::new(),
             by_address: BTreeMap::new(),

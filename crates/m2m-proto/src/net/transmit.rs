@@ -6,6 +6,7 @@ use super::{
     MAX_DATAGRAM, Net, Path,
     netkey::Offer,
     pinning::Proving,
+    rekey::Renewal,
     session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     error::{CloseReason, ConnectError, ControlError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
-    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, keys::Role},
+    session::{MAX_SHORT_OVERHEAD, keys::Role},
     stats::Drop,
     time::{Duration, Time},
     wire::{
@@ -47,10 +48,30 @@ impl Net {
         self.arm(id);
     }
 
-    /// Sends all that a session has ready.
-    pub(super) fn flush(&mut self, now: Time, id: SessionId) {
+    /// Sends one packet of what a session has ready, and puts it behind the others while it has more: who has much to
+    /// say delays the rest by one packet a turn.
+    pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
+        if self.send_next(now, id) {
+            return self.dirty.push_back(id);
+        }
+        if let Some(session) = self.table.get_mut(id) {
+            session.dirty = false;
+        }
+        self.arm(id);
+    }
+
+    /// Sends all that a session has ready, at once: it will have no other turn.
+    fn flush(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
+        session.line.hurry();
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
         while self.send_next(now, id) {}
         self.arm(id);
     }
@@ -87,7 +108,8 @@ impl Net {
         if confirm {
             session.control.prove_now(cx.now);
         }
-        push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
+        let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
+        push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
         while open && let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
                 if !plain.is_empty() {
@@ -106,6 +128,7 @@ impl Net {
         secure.seal(&mut buffer);
         session.remember_tail(&buffer);
         self.send_packet(now, path, peer, buffer);
+        self.rekey_if_due(now, id);
         true
     }
 
@@ -129,6 +152,7 @@ impl Net {
             return self.recycle(buffer);
         }
         self.send_packet(now, path, peer, buffer);
+        self.rekey_if_due(now, id);
         if unanswered {
             // Who only forwards hears no answers: the PING is asked there, with what else the session has ready.
             self.touch(id);
@@ -137,8 +161,8 @@ impl Net {
 
     /// True once the session's key has protected as many packets as it may, and `more`.
     fn key_is_spent(&self, session: &Session, more: u64) -> bool {
-        let limit = self.config.limits.packets_per_key.min(KEY_LIMIT) + more;
-        session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= limit)
+        let most = self.config.limits.packets_per_key;
+        session.secure.as_ref().is_none_or(|secure| secure.is_spent(most, more))
     }
 
     pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
@@ -251,6 +275,7 @@ impl Net {
         session.opener = None;
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);
+        let renewal = session.renewal.take();
         session.control.once.clear();
         if let Some((session, mut cx)) = self.line_of(now, id) {
             session.line.fail_open(&mut cx);
@@ -259,6 +284,7 @@ impl Net {
         for ask in asks {
             self.ask_failed(ask.what, ControlError::SessionLost(why));
         }
+        self.renewal_failed(renewal, why);
         self.unregister_session(peer, id);
         if let Some(session) = self.table.get_mut(id) {
             session.guest = None;
@@ -297,14 +323,26 @@ fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
         || session.is_open() && session.line.poll_message(cx).is_some()
 }
 
-/// Frames first those that leave once, then the questions that are due.
-fn push_control(
-    control: &mut Control,
-    proof: Option<&Proof>,
-    plain: &mut PlainWriter<'_>,
+/// What some frames are made of.
+struct Attached<'a> {
+    proof: Option<&'a Proof>,
+    renewal: Option<&'a mut Renewal>,
+}
+
+/// The packet that leaves.
+#[derive(Clone, Copy)]
+struct Leaving {
     now: Time,
     pn: u64,
     rto: Duration,
+}
+
+/// Frames first those that leave once, then the questions that are due.
+fn push_control(
+    control: &mut Control,
+    mut attached: Attached<'_>,
+    plain: &mut PlainWriter<'_>,
+    Leaving { now, pn, rto }: Leaving,
 ) {
     while let Some(frame) = control.once.front() {
         if !plain.push_frame(frame) {
@@ -320,11 +358,14 @@ fn push_control(
         }
         control.proof_due = false;
     }
+    if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
+        return;
+    }
     let patience = super::timers::patience(rto);
     // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
     let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
     for asking in control.asks.iter_mut().filter(is_due) {
-        if !push_ask(asking, proof, control.offer.as_deref(), plain) {
+        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return;
         }
         if asking.sent == 0 {
@@ -341,24 +382,29 @@ fn push_control(
 
 fn push_ask(
     asking: &Asking,
-    proof: Option<&Proof>,
+    attached: &Attached<'_>,
     offer: Option<&Offer>,
     plain: &mut PlainWriter<'_>,
 ) -> bool {
     let req = asking.req;
     match asking.what {
-        Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
+        Ask::Ping { next_s, .. } | Ask::Announce { next_s } => plain.push_frame(&Frame::Ping { req, next_s }),
         Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
         Ask::Prove => plain.push_frame(&Frame::ProveAsk { req }),
         Ask::NetKey { .. } => offer.is_none_or(|offer| plain.push_frame(&offer.frame(req))),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
-            if let Some(Proof::Made(made)) = proof
+            if let Some(Proof::Made(made)) = attached.proof
                 && !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac })
             {
                 return false;
             }
             plain.push_frame(&Frame::Register { req, ephemeral, epoch, lease_s })
+        }
+        Ask::Rekey => attached.renewal.as_ref().is_none_or(|renewal| renewal.push_rekey(req, plain)),
+        Ask::NewToken => {
+            let change = attached.renewal.as_ref().and_then(|renewal| renewal.token.as_ref());
+            change.is_none_or(|change| change.push(req, plain))
         }
     }
 }

@@ -225,7 +225,10 @@ impl World {
         more: Duration,
     ) {
         let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
-        let arrival = self.now + self.faults.delay + more + Duration::from_micros(dice.next() % jitter);
+        let through = self.bottleneck.as_mut().map(|link| link.pass(self.now, to, bytes.len()));
+        let Some(through) = through.unwrap_or(Some(Duration::ZERO)) else { return };
+        let delay = self.faults.delay + more + Duration::from_micros(dice.next() % jitter);
+        let arrival = self.now + through + delay;
         let mut copy = self.spare.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(bytes);

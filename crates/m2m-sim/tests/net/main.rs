@@ -1,5 +1,6 @@
 //! The machine on a simulated network.
 mod basics;
+mod congestion;
 mod promise;
 mod recovery;
 mod regressions;
