@@ -134,6 +134,24 @@ impl Run<'_> {
                 let taken = self.world.command(net, |machine, now| machine.lookup(now, about, id, deadline));
                 self.asks(net, id, taken);
             }
+            Doing::Rekey { net, which, secret } => {
+                if let Some(session) = self.which(net, which) {
+                    self.world.count("rekeys asked for");
+                    let (id, secret) = (RequestId(number), secret.then(|| filler(number, 16)));
+                    let taken = self
+                        .world
+                        .command(net, |machine, now| machine.rekey(now, session, id, secret.as_deref()));
+                    self.asks(net, id, taken);
+                }
+            }
+            Doing::Refresh { net, which } => {
+                if let Some(session) = self.which(net, which) {
+                    self.world.count("tokens refreshed");
+                    let id = RequestId(number);
+                    let taken = self.world.command(net, |machine, now| machine.refresh_token(now, session, id));
+                    self.asks(net, id, taken);
+                }
+            }
             _ => {}
         }
     }
@@ -148,7 +166,8 @@ impl Run<'_> {
     fn asks(&mut self, net: NetIndex, request: RequestId, taken: Result<(), CommandError>) {
         match taken {
             Ok(()) => self.ledger.asked(net, request),
-            Err(CommandError::NoHost) => {}
+            // No host to ask, or as many questions under way as may be.
+            Err(CommandError::NoHost | CommandError::QueueFull) => {}
             Err(why) => self.violation(format!("net {} can't ask: {why}", net.0)),
         }
         self.hear(net);

@@ -38,9 +38,11 @@ impl Run<'_> {
                 self.recycle(net, message);
             }
             Event::RequestFailed { request, why } => self.ledger.failed(net, request, why),
-            Event::Pong { request, .. }
-            | Event::Found { request, .. }
-            | Event::ControlDone { request, .. } => self.ledger.told(net, request),
+            Event::Pong { request, .. } | Event::Found { request, .. } => self.ledger.told(net, request),
+            Event::ControlDone { request, result } => {
+                self.world.count(if result.is_ok() { "controls done" } else { "controls failed" });
+                self.ledger.told(net, request);
+            }
             Event::Recovered { session, peer, resumed } => {
                 self.world.count(if resumed { "sessions resumed" } else { "sessions opened anew" });
                 self.still_up(net, session, peer);

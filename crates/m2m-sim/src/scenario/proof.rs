@@ -69,7 +69,10 @@ impl Run<'_> {
         let unmoved = |world: &mut crate::World, net| world.member(net).moved <= known.since;
         let path_stands = match info.path {
             Path::Direct(_) => unmoved(&mut self.world, net) && unmoved(&mut self.world, peer),
-            Path::Through(_) => self.hosts().len() < 2,
+            Path::Through(_) => match self.hosts()[..] {
+                [host] => unmoved(&mut self.world, host),
+                _ => false,
+            },
         };
         let remembered = self.world.member(peer).born <= known.since;
         info.up && both_hold && path_stands && remembered
