@@ -148,7 +148,8 @@ impl Run<'_> {
                 if let Some(session) = self.which(net, which) {
                     self.world.count("tokens refreshed");
                     let id = RequestId(number);
-                    let taken = self.world.command(net, |machine, now| machine.refresh_token(now, session, id));
+                    let taken =
+                        self.world.command(net, |machine, now| machine.refresh_token(now, session, id));
                     self.asks(net, id, taken);
                 }
             }

@@ -83,7 +83,7 @@ impl Meddler {
             return false;
         }
         self.seen += 1;
-        self.seen % self.every.max(1) == 0
+        self.seen.is_multiple_of(self.every.max(1))
     }
 }
 
