@@ -94,6 +94,7 @@ impl Line {
             is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
             has_left: false,
+            was_acked_before: false,
             kept: None,
         };
         self.wake_by(parts.deadline);

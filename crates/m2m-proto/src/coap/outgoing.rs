@@ -90,6 +90,8 @@ pub(super) struct Request {
     pub(super) progress: Progress,
     /// It left in a session before, so that it may have run although it waits.
     pub(super) has_left: bool,
+    /// It was acknowledged before the session got new keys, by a peer that may have forgotten it since.
+    pub(super) was_acked_before: bool,
     /// The message after its acknowledgement, if it is repeatable.
     pub(super) kept: Option<Vec<u8>>,
 }

@@ -270,7 +270,8 @@ impl Net {
     /// True for a silent session that is not given up yet: a handshake for it is under way, or its host, or the peer,
     /// may have to register again first.
     pub(super) fn may_come_back(&self, now: Time, id: SessionId) -> bool {
-        let Some(session) = self.table.get(id).filter(|session| session.host.is_none()) else { return false };
+        let is_users = |session: &&Session| session.host.is_none() && session.is_open();
+        let Some(session) = self.table.get(id).filter(is_users) else { return false };
         let patience = match session.path {
             Path::Direct(_) => DIRECT_PATIENCE,
             Path::Through(_) => RELAYED_PATIENCE,
@@ -425,6 +426,10 @@ impl Net {
     /// The responder says whether it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Only the pinned device can know. It says it again.
+            return;
+        }
         let asked = session.opener.as_mut().and_then(|opener| opener.resume.take());
         if asked.is_none() {
             return;

@@ -254,7 +254,7 @@ impl Net {
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up if session.is_unproven() => {
-                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+                return self.end_unproven(now, id, why);
             }
             super::State::Up => {}
         }
@@ -277,7 +277,7 @@ impl Net {
     }
 
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
-    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+    pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
         if !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
@@ -361,12 +361,7 @@ fn push_control(
     Leaving { now, pn, rto }: Leaving,
 ) -> bool {
     let mut pinged = false;
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return pinged;
-        }
-        control.once.pop_front();
-    }
+    // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
         && let Some(Proving::Made(made)) = control.proving.as_deref()
     {
@@ -375,10 +370,19 @@ fn push_control(
         }
         control.proof_due = false;
     }
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return pinged;
+        }
+        control.once.pop_front();
+    }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return pinged;
     }
-    for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
+    let patience = super::timers::patience(rto);
+    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
+    for asking in control.asks.iter_mut().filter(is_due) {
         if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }
@@ -390,7 +394,7 @@ fn push_control(
         let doubled = rto * (1 << u32::from(asking.sent).min(6));
         asking.sent = asking.sent.saturating_add(1);
         // The end of all patience is an instant of its own, not the next repetition after it.
-        let over = asking.first_sent + super::timers::patience(rto);
+        let over = asking.first_sent + patience;
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
     pinged
