@@ -117,6 +117,8 @@ impl Pair {
                 *self.answers.entry(request.0).or_default() += 1;
                 None
             }
+            // Losses in a row look like a peer that has gone away; what the session does then is not judged here.
+            Event::Recovered { .. } => None,
             event => Some((by, event)),
         }
     }
