@@ -88,8 +88,14 @@ fn pair(suite: Suite) -> (Vec<(u8, Net)>, SessionId) {
 fn ask(net: &mut Net, now: Time, session: SessionId, n: u64) {
     let options = OptionSet::default();
     let deadline = now + Duration::from_secs(30);
-    let request =
-        Request { code: Code::POST, options: &options, payload: &[7; 64], confirmable: true, deadline };
+    let request = Request {
+        code: Code::POST,
+        options: &options,
+        payload: &[7; 64],
+        confirmable: true,
+        repeatable: false,
+        deadline,
+    };
     net.request(now, session, RequestId(n), &request).unwrap();
 }
 

@@ -25,8 +25,12 @@ pub struct Config {
     pub id: Id,
     /// This net's key: who holds it may open sessions to this net.
     pub key: NetKey,
-    /// Which version of the net key this is; sent by initiators as `key_id`. Default 0.
+    /// Which version of the net key this is: one more with each change from afar. Default 0.
     pub key_id: u16,
+    /// The key before it, which is honoured for a while yet. Default: none.
+    pub previous_key: Option<PreviousKey>,
+    /// Let holders of the net key replace it from afar (protocol, section 2). Default false.
+    pub allow_key_change: bool,
     /// The secret that proves a claim to the id.
     pub device: DeviceKey,
     /// Suites in the order of preference; the responder's order decides. Default: AES-128-GCM, then AES-256-GCM.
@@ -58,6 +62,8 @@ impl Config {
             id,
             key,
             key_id: 0,
+            previous_key: None,
+            allow_key_change: false,
             device,
             suites: vec![Suite::Aes128Gcm, Suite::Aes256Gcm],
             accept: true,
@@ -71,6 +77,14 @@ impl Config {
             timers: Timers::default(),
         }
     }
+}
+
+/// A net key that was replaced from afar.
+pub struct PreviousKey {
+    /// The key.
+    pub key: NetKey,
+    /// For how long handshakes under it are still answered, from the start of the machine.
+    pub grace: Duration,
 }
 
 /// One of several machines behind one address. Tokens carry the shard in their top bits (protocol, section 11).
@@ -224,6 +238,8 @@ pub struct Timers {
     pub closing: Duration,
     /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
     pub ack_delay: Duration,
+    /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
+    pub key_grace: Duration,
     /// New keys are asked for with the first packet after this time, never for their own sake. Default 24 h, least 1 s.
     pub rekey_interval: Duration,
 }
@@ -241,6 +257,7 @@ impl Default for Timers {
             host_retry_max: Duration::from_secs(30),
             closing: Duration::from_secs(3),
             ack_delay: Duration::from_millis(50),
+            key_grace: Duration::from_secs(24 * 3600),
             rekey_interval: Duration::from_secs(24 * 3600),
         }
     }

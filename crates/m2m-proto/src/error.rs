@@ -1,7 +1,10 @@
 //! The one list of error kinds that every face shows, and the three small families that raise them.
 use core::fmt;
 
-use crate::coap::{code::Code, exchange::LineError};
+use crate::{
+    coap::{code::Code, exchange::LineError},
+    wire::frame::DoneStatus,
+};
 
 /// What went wrong, for every face: Rust kinds, C codes, Python exceptions, exit codes of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +79,10 @@ pub enum CommandError {
     OwnId,
     /// A response's code in a request, or the other way round.
     WrongCode,
+    /// The session is not up yet.
+    NotUp,
+    /// A net key that is too short or too long.
+    BadKey,
     /// A secret for new keys has 16 to 64 bytes, not this many.
     SecretLength(usize),
 }
@@ -90,6 +97,8 @@ impl CommandError {
             CommandError::NoHost
             | CommandError::OwnId
             | CommandError::WrongCode
+            | CommandError::NotUp
+            | CommandError::BadKey
             | CommandError::SecretLength(_) => ErrorKind::Configuration,
         }
     }
@@ -113,6 +122,8 @@ impl fmt::Display for CommandError {
                 write!(f, "to reach a peer by id a host is needed: configure one, or give the peer's address")
             }
             CommandError::OwnId => write!(f, "that is this net's own id"),
+            CommandError::NotUp => write!(f, "the session is not up yet: wait until it is"),
+            CommandError::BadKey => write!(f, "a net key has 16 to 64 bytes"),
             CommandError::WrongCode => write!(f, "that code belongs to another kind of message"),
             CommandError::SecretLength(len) => {
                 write!(f, "a secret for new keys has 16 to 64 bytes, this has {len}")
@@ -136,6 +147,8 @@ pub enum ConnectError {
     UnknownPeer,
     /// The host says that the peer is online, and it leaves our handshakes unanswered.
     AuthenticationFailed,
+    /// The peer did not prove to be the device that this net was told to expect.
+    WrongDevice,
     /// The host refused to register this net, so it may not send through it.
     HostRefused,
     /// Closed from this side before it was up.
@@ -150,7 +163,7 @@ impl ConnectError {
                 ErrorKind::Unreachable
             }
             ConnectError::UnknownPeer => ErrorKind::UnknownPeer,
-            ConnectError::AuthenticationFailed => ErrorKind::AuthenticationFailed,
+            ConnectError::AuthenticationFailed | ConnectError::WrongDevice => ErrorKind::AuthenticationFailed,
             ConnectError::HostRefused => ErrorKind::Refused,
             ConnectError::Closed => ErrorKind::Closed,
         }
@@ -172,6 +185,10 @@ impl fmt::Display for ConnectError {
             }
             ConnectError::AuthenticationFailed => {
                 "the peer is online but does not accept our key: check the peer's key"
+            }
+            ConnectError::WrongDevice => {
+                "the peer did not prove that it has the pinned device key: another device has its net key, or it lost its \
+                 state; compare the pin with the key that the device itself shows"
             }
             ConnectError::HostRefused => {
                 "the host refused to register this net, so nothing can be sent through it"
@@ -251,6 +268,9 @@ pub enum RequestError {
     NeverLeft(CloseReason),
     /// The session ended first; the request may have run.
     SessionLost(CloseReason),
+    /// The peer lost its memory, and the request may have run before: its method is not idempotent, and it was not
+    /// marked repeatable.
+    PeerForgot,
     /// Its user gave it up.
     Cancelled,
 }
@@ -264,6 +284,7 @@ impl RequestError {
             RequestError::TooLarge => ErrorKind::TooLarge,
             RequestError::NotSent(why) => why.kind(),
             RequestError::NeverLeft(why) | RequestError::SessionLost(why) => why.kind(),
+            RequestError::PeerForgot => ErrorKind::SessionLost,
             RequestError::Cancelled => ErrorKind::Closed,
         }
     }
@@ -280,6 +301,9 @@ impl fmt::Display for RequestError {
             }
             RequestError::NeverLeft(why) => write!(f, "session lost: {why}; the request was not sent"),
             RequestError::SessionLost(why) => write!(f, "session lost: {why}; the request may have run"),
+            RequestError::PeerForgot => {
+                write!(f, "session lost: the peer restarted; the request may have run")
+            }
             RequestError::Cancelled => write!(f, "given up by its user"),
         }
     }
@@ -290,6 +314,8 @@ impl core::error::Error for RequestError {}
 /// Why a change of keys or tokens did not come about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlError {
+    /// The session never came up; nothing was sent.
+    NotSent(ConnectError),
     /// The peer said no, with this status of `DONE`.
     Refused(u8),
     /// No answer in time; it may have happened.
@@ -302,6 +328,10 @@ impl ControlError {
     /// The kind that faces show.
     pub fn kind(self) -> ErrorKind {
         match self {
+            ControlError::NotSent(why) => why.kind(),
+            ControlError::Refused(status) if DoneStatus(status) == DoneStatus::WRONG_MAC => {
+                ErrorKind::AuthenticationFailed
+            }
             ControlError::Refused(_) => ErrorKind::Refused,
             ControlError::TimedOut => ErrorKind::Timeout,
             ControlError::SessionLost(why) => why.kind(),
@@ -312,7 +342,8 @@ impl ControlError {
 impl fmt::Display for ControlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ControlError::Refused(status) => write!(f, "refused by the peer (status {status})"),
+            ControlError::NotSent(why) => write!(f, "not sent: {why}"),
+            ControlError::Refused(status) => write!(f, "refused by the peer: {}", DoneStatus(*status)),
             ControlError::TimedOut => write!(f, "no answer in time; it may have happened"),
             ControlError::SessionLost(why) => write!(f, "session lost: {why}; it may have happened"),
         }

@@ -2,6 +2,8 @@
 use alloc::vec::Vec;
 use core::{fmt, net::SocketAddr};
 
+use zeroize::Zeroizing;
+
 use crate::{
     error::{CloseReason, ConnectError, ControlError, RequestError},
     id::Id,
@@ -58,6 +60,9 @@ pub enum Output {
     Claim(ClaimRequest),
     /// Keep this as the epoch that this net registered with last. No answer is waited for.
     SaveEpoch(u64),
+    /// Keep this as the net's own key, durably, and bring the outcome back with `Net::key_stored`. A driver that can't
+    /// answers with a failure.
+    StoreKey(KeyToStore),
     /// This datagram belongs to another shard; hand it there with `Net::handle_datagram`.
     Handover {
         /// Which one.
@@ -69,6 +74,22 @@ pub enum Output {
     },
     /// Nothing left: come back at this instant, or earlier with a datagram or a command.
     Timeout(Time),
+}
+
+/// A net key that a holder of the one before sent (protocol, section 2).
+pub struct KeyToStore {
+    /// The session that it came in; goes back with the outcome.
+    pub session: SessionId,
+    /// The version of the new key.
+    pub key_id: u16,
+    /// The new key, 16 to 64 bytes.
+    pub bytes: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for KeyToStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyToStore({:?}, version {}, {} bytes)", self.session, self.key_id, self.bytes.len())
+    }
 }
 
 /// A claim to an id, to be checked against the store.

@@ -12,7 +12,7 @@
 //!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
 //!                                                            └─ rekey, renew_token   other keys, other tokens
 //! ```
-use alloc::{collections::BinaryHeap, collections::VecDeque, vec::Vec};
+use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
 
 use rand_chacha::{
@@ -30,7 +30,7 @@ use crate::{
         pool::Pool,
     },
     config::Config,
-    error::{CloseReason, CommandError, ConnectError},
+    error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
     relay::{
@@ -50,6 +50,9 @@ mod accept;
 mod connect;
 mod deliver;
 mod host;
+mod netkey;
+mod pinning;
+mod recover;
 mod registrar;
 mod rekey;
 mod relay;
@@ -73,6 +76,9 @@ const MIN_MAX_UDP: u16 = 256;
 const POOL: usize = 64;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
+/// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
+const HINT_BUCKETS: usize = 4096;
+const HINTS_PER_SECOND: u32 = 5;
 /// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
 const MESSAGE_HEAD: usize = 4 + 8;
 /// Requests beyond the queue that may be on their way or waiting for separate responses.
@@ -115,6 +121,13 @@ pub enum Route {
     Host,
 }
 
+/// What a session may be opened with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectOptions {
+    /// The public device key that the peer has to prove to hold: its net key alone is not enough then. Default: none.
+    pub pin: Option<[u8; 32]>,
+}
+
 /// A request to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -126,6 +139,9 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// Acknowledged and repeated until it is (CON), or sent once (NON).
     pub confirmable: bool,
+    /// May run twice: if the peer loses its memory it is sent again, even if its method is not idempotent
+    /// (RFC 7252, section 5.1).
+    pub repeatable: bool,
     /// When the caller gives up.
     pub deadline: Time,
 }
@@ -156,7 +172,6 @@ pub struct Net {
     cookie_secrets: [CookieSecret; 2],
     cookie_rotated: Time,
     hash_secret: u64,
-    born: Time,
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
@@ -171,13 +186,17 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     dh_budget: TokenBucket,
+    hint_budget: BucketTable,
+    /// Requests that came since are remembered, all of them.
+    memory_since: Time,
+    key_change: netkey::KeyChange,
     stats: Stats,
 }
 
 impl Net {
     /// A net at rest. `seed` is the only randomness that the machine ever sees: the same seed and the same inputs give
     /// the same outputs, so in earnest it must come from the operating system, and never twice the same.
-    pub fn new(config: Config, seed: [u8; 32], now: Time) -> Net {
+    pub fn new(mut config: Config, seed: [u8; 32], now: Time) -> Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
@@ -188,7 +207,6 @@ impl Net {
             cookie_rotated: now,
             rng,
             ephemerals,
-            born: now,
             unix_origin_ms: None,
             table: table::Table::default(),
             deadlines: BinaryHeap::new(),
@@ -202,6 +220,9 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: TokenBucket::new(dh.per_second, dh.burst),
+            hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
+            memory_since: now,
+            key_change: netkey::KeyChange::new(&mut config, now),
             stats: Stats::default(),
             config,
         }
@@ -222,6 +243,11 @@ impl Net {
         self.table.len()
     }
 
+    /// Those of them that wait for the first packet of their initiator.
+    pub fn half_open(&self) -> usize {
+        self.table.half_open()
+    }
+
     /// Ids registered here.
     pub fn registrations(&self) -> usize {
         self.registry.len()
@@ -240,9 +266,10 @@ impl Net {
         self.unix_ms(now).map_or(0, |ms| u32::try_from(ms / 1000).unwrap_or(u32::MAX))
     }
 
-    /// For how many seconds this net remembers every request: since it began.
+    /// For how many seconds this net remembers every request: since it began, or since the last one of a session that
+    /// it gave up by itself.
     fn mem(&self, now: Time) -> u32 {
-        u32::try_from(now.since(self.born).as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(now.since(self.memory_since).as_secs()).unwrap_or(u32::MAX)
     }
 
     /// One datagram, decrypted in place; its bytes are worthless afterwards. What it causes comes out of [`Net::poll_output`].
@@ -271,6 +298,7 @@ impl Net {
             Packet::Init(init) => self.on_init(now, origin, &init),
             Packet::Resp(resp) => self.on_resp(now, origin, &resp),
             Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
+            Packet::ResetHint(hint) => self.on_hint(now, origin, &hint),
             _ => self.stats.drop(Drop::Kind),
         }
     }
@@ -303,7 +331,7 @@ impl Net {
                 return output;
             }
             let Some(session) = self.dirty.pop_front() else { break };
-            self.flush(now, session);
+            self.take_turn(now, session);
         }
         Output::Timeout(self.next_timeout())
     }
@@ -325,6 +353,18 @@ impl Net {
         key: &PeerKey,
         route: Route,
     ) -> Result<SessionId, CommandError> {
+        self.connect_with(now, peer, key, route, &ConnectOptions::default())
+    }
+
+    /// [`Net::connect`], with options.
+    pub fn connect_with(
+        &mut self,
+        now: Time,
+        peer: Id,
+        key: &PeerKey,
+        route: Route,
+        options: &ConnectOptions,
+    ) -> Result<SessionId, CommandError> {
         if peer == self.config.id {
             return Err(CommandError::OwnId);
         }
@@ -332,7 +372,11 @@ impl Net {
             Route::Direct(address) => Path::Direct(address),
             Route::Host => self.path_by_id(peer)?,
         };
-        self.start_handshake(now, peer, key, path, None)
+        let session = self.start_handshake(now, peer, key, path, None)?;
+        if let (Some(public), Some(state)) = (options.pin, self.table.get_mut(session)) {
+            state.pin = Some(Box::new(pinning::Pin::new(public)));
+        }
+        Ok(session)
     }
 
     /// Sends a request; its answer comes as an event with `id`.
@@ -349,6 +393,7 @@ impl Net {
             options: request.options,
             payload: request.payload,
             is_confirmable: request.confirmable,
+            is_repeatable: request.repeatable || request.code.is_idempotent(),
             is_observe: false,
             deadline: request.deadline,
             user: id.0,
@@ -447,7 +492,7 @@ impl Net {
         Some(SessionInfo {
             peer: state.peer,
             initiator: state.role == Role::Initiator,
-            up: state.is_up(),
+            up: state.is_open(),
             path: state.path,
             rtt: state.line.round_trip(),
             max_message: self.max_message(session)?,
@@ -489,7 +534,7 @@ impl Net {
         let Some(mut session) = self.table.remove(id) else { return };
         self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
         for ask in core::mem::take(&mut session.control.asks) {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::NotSent(why));
         }
         let is_local = why == ConnectError::Closed;
         let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };

@@ -34,11 +34,13 @@ pub enum Drop {
     HopLimit,
     /// Too many datagrams waited to leave.
     OutputFull,
+    /// A hint that repeats no packet of ours.
+    BadHint,
 }
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 15] = [
+    pub const ALL: [Drop; 16] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -54,9 +56,29 @@ impl Drop {
         Drop::NoRoute,
         Drop::HopLimit,
         Drop::OutputFull,
+        Drop::BadHint,
     ];
 
-    /// The counter's name.
+    /// The reason as the protocol's section 14 names it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Drop::NotMine => "not mine",
+            Drop::UnknownToken => "unknown token",
+            Drop::BadSeal => "bad seal",
+            Drop::BadHandshake => "bad handshake",
+            Drop::OverBudget => "over budget",
+            Drop::TableFull => "table full",
+            Drop::BadFrame => "bad frame",
+            Drop::RelayRefused => "relay refused",
+            Drop::NoRoute => "no route",
+            Drop::HopLimit => "hop limit",
+            Drop::OutputFull => "output full",
+            Drop::BadHint => "bad hint",
+            Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
+        }
+    }
+
+    /// The counter's name for programs: one word.
     pub fn name(self) -> &'static str {
         match self {
             Drop::Malformed => "malformed",
@@ -74,6 +96,7 @@ impl Drop {
             Drop::NoRoute => "no_route",
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
+            Drop::BadHint => "bad_hint",
         }
     }
 
@@ -101,6 +124,14 @@ pub struct Stats {
     pub handshakes: u64,
     /// Handshakes answered with COOKIE.
     pub cookies: u64,
+    /// Hints sent to peers whose packets bore a token that is unknown here.
+    pub hints_sent: u64,
+    /// Sessions that were opened anew under their old handle.
+    pub recoveries: u64,
+    /// Changes of a session's keys.
+    pub rekeys: u64,
+    /// Sessions whose packets leave for another place since their peer moved.
+    pub moves: u64,
     drops: [u64; Drop::ALL.len()],
 }
 
@@ -108,6 +139,11 @@ impl Stats {
     /// How many were dropped for this reason.
     pub fn dropped(&self, why: Drop) -> u64 {
         self.drops.get(why as usize).copied().unwrap_or(0)
+    }
+
+    /// Every reason, with how many were dropped for it.
+    pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> {
+        Drop::ALL.into_iter().map(|why| (why, self.dropped(why)))
     }
 
     pub(crate) fn drop(&mut self, why: Drop) {
@@ -128,8 +164,9 @@ mod tests {
             assert_eq!(why as usize, n);
             (0..=n).for_each(|_| stats.drop(why));
         }
-        for (n, why) in Drop::ALL.into_iter().enumerate() {
-            assert_eq!(stats.dropped(why), n as u64 + 1, "{}", why.name());
+        for (n, (why, count)) in stats.drops().enumerate() {
+            assert_eq!((why as usize, count), (n, n as u64 + 1), "{}", why.name());
+            assert_eq!(why.words().replace(' ', "_"), why.name());
         }
     }
 }

@@ -62,8 +62,14 @@ impl Pair {
     fn exchange(&mut self, now: Time, session: SessionId, n: u64) {
         let options = OptionSet::default();
         let deadline = now + Duration::from_secs(30);
-        let request =
-            Request { code: Code::POST, options: &options, payload: &[7; 64], confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload: &[7; 64],
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         self.0[0].request(now, session, RequestId(n), &request).unwrap();
         self.settle(now);
     }

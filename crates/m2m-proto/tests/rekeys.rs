@@ -126,8 +126,14 @@ impl Pair {
     fn post(&mut self) {
         let options = OptionSet::default();
         let deadline = self.now + Duration::from_secs(30);
-        let request =
-            Request { code: Code::POST, options: &options, payload: &[7; 64], confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload: &[7; 64],
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         let id = RequestId(self.begun);
         self.nets[0].request(self.now, self.sessions[0].unwrap(), id, &request).unwrap();
         self.sent.push_back(self.now);

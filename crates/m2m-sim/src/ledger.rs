@@ -236,6 +236,7 @@ impl Ledger {
                 Some(Fate::Failed(RequestError::NeverLeft(_))) => "never left".into(),
                 Some(Fate::Failed(RequestError::TooLarge)) => "too large".into(),
                 Some(Fate::Failed(RequestError::SessionLost(_))) => "session lost".into(),
+                Some(Fate::Failed(RequestError::PeerForgot)) => "peer forgot".into(),
                 Some(Fate::Failed(RequestError::Cancelled) | Fate::Cancelled) => "cancelled".into(),
                 Some(Fate::Orphaned) => "sender died".into(),
             };

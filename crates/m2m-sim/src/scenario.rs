@@ -389,8 +389,14 @@ impl Run {
         let deadline = self.world.now + Duration::from_millis(self.dice.between(500, LONGEST_DEADLINE_MS));
         self.line(from, format_args!("asks {} in {session:?}: request {}, {len} bytes", to.0, id.0));
         let taken = self.world.command(from, |machine, now| {
-            let request =
-                Request { code: Code::POST, options: &options, payload: &payload, confirmable, deadline };
+            let request = Request {
+                code: Code::POST,
+                options: &options,
+                payload: &payload,
+                confirmable,
+                repeatable: false,
+                deadline,
+            };
             machine.request(now, session, id, &request)
         });
         match taken {

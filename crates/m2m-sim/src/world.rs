@@ -7,7 +7,7 @@ use std::{
 
 use m2m_proto::{
     config::Config,
-    event::{ClaimOutcome, ClaimRequest, Event, Output},
+    event::{ClaimOutcome, ClaimRequest, Event, KeyToStore, Output},
     id::Id,
     net::{HostConfig, Net},
     session::keys::{DeviceKey, NetKey, PeerKey},
@@ -18,7 +18,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::watch::Watch;
+use crate::{bottleneck::Bottleneck, watch::Watch};
 
 /// A net of the world, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +59,10 @@ pub struct Member {
     pub epoch: u64,
     /// Its store fails.
     pub disk_full: bool,
+    /// The net keys that it was sent from afar and kept.
+    pub keys: Vec<KeyToStore>,
+    /// Its store answers nothing about keys: the test does.
+    pub slow_keys: bool,
     /// How often it was started.
     pub lives: u32,
     /// When it wants to be woken; other wake-ups of it are stale.
@@ -97,6 +101,8 @@ pub struct World {
     pub now: Time,
     /// What the links do.
     pub faults: Faults,
+    /// The narrowest link, if any is narrow.
+    pub bottleneck: Option<Bottleneck>,
     /// Randomness of the world, not of the nets.
     pub rng: ChaCha12Rng,
     members: Vec<Member>,
@@ -123,6 +129,7 @@ impl World {
         World {
             now: Time::from_micros(1_000_000),
             faults: Faults::default(),
+            bottleneck: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
             members: Vec::new(),
             by_address: BTreeMap::new(),
@@ -165,6 +172,8 @@ impl World {
             claims: BTreeMap::new(),
             epoch: 0,
             disk_full: false,
+            keys: Vec::new(),
+            slow_keys: false,
             lives: 0,
             wake: Time::NEVER,
         });
@@ -260,6 +269,13 @@ impl World {
                     self.net(index).claim_checked(now, request.session, outcome);
                 }
                 Output::SaveEpoch(epoch) => member.epoch = epoch,
+                Output::StoreKey(key) => {
+                    let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
+                    member.keys.push(key);
+                    if answers {
+                        self.net(index).key_stored(now, session, ok);
+                    }
+                }
                 Output::Handover { shard, .. } => panic!("the world has no shard {shard}"),
                 Output::Timeout(until) => {
                     if until != member.wake {
@@ -320,7 +336,10 @@ impl World {
         mut genuine: Option<(u64, SocketAddr)>,
     ) {
         let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
-        let arrival = self.now + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
+        let through = self.bottleneck.as_mut().map(|link| link.pass(self.now, to, bytes.len()));
+        let Some(through) = through.unwrap_or(Some(Duration::ZERO)) else { return };
+        let arrival =
+            self.now + through + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
         let mut bytes = bytes.to_vec();
         if self.chance(self.faults.corrupt) && !bytes.is_empty() {
             let at = self.rng.next_u32() as usize % bytes.len();

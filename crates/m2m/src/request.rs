@@ -38,6 +38,7 @@ pub struct RequestBuilder {
     payload: Bytes,
     timeout: Duration,
     confirmable: bool,
+    repeatable: bool,
     /// Opaque data: its user knows of no method and no path.
     is_data: bool,
     /// The first thing that was wrong with what it was given.
@@ -58,6 +59,7 @@ impl RequestBuilder {
             payload: Bytes::new(),
             timeout: TIMEOUT,
             confirmable: true,
+            repeatable: false,
             is_data: false,
             invalid,
         }
@@ -83,6 +85,13 @@ impl RequestBuilder {
     /// How long it may take from now to the answer, waiting for the session included. Default 30 s.
     pub fn timeout(mut self, timeout: Duration) -> RequestBuilder {
         self.timeout = timeout;
+        self
+    }
+
+    /// Says that it may run twice: should the peer restart while it is open, it is sent again. GET, PUT, DELETE, FETCH
+    /// and iPATCH are repeated anyway, for they do the same however often they run.
+    pub fn repeatable(mut self) -> RequestBuilder {
+        self.repeatable = true;
         self
     }
 
@@ -150,6 +159,7 @@ impl RequestBuilder {
                 options: &self.options,
                 payload: &self.payload,
                 confirmable: self.confirmable,
+                repeatable: self.repeatable,
                 deadline: now + self.timeout,
             };
             let sent = state.machine.request(now, session.id(), id, &request);

@@ -172,6 +172,7 @@ impl Play {
                 options: &options,
                 payload: &payload,
                 confirmable: !n.is_multiple_of(5),
+                repeatable: n.is_multiple_of(3),
                 deadline,
             };
             machine.request(now, session, RequestId(id), &request).is_ok()

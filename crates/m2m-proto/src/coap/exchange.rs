@@ -16,7 +16,8 @@ pub use super::incoming::IncomingId;
 /// Limits and times of a line; the same for all lines of a net.
 #[derive(Clone, Debug)]
 pub struct LineConfig {
-    /// Confirmable messages in flight (RFC 7252 section 4.7 NSTART). Default 16.
+    /// Most confirmable messages in flight (RFC 7252 section 4.7 NSTART), if the path takes as many. Default 256: more
+    /// would outrun the peer's memory.
     pub window: usize,
     /// Bytes of the largest message that fits into a packet. Default 1152.
     pub max_message: usize,
@@ -47,7 +48,7 @@ pub struct LineConfig {
 impl Default for LineConfig {
     fn default() -> LineConfig {
         LineConfig {
-            window: 16,
+            window: MID_WINDOW,
             max_message: 1152,
             max_waiting: 256,
             max_waiting_bytes: 256 * 1024,
@@ -87,6 +88,8 @@ pub struct RequestParts<'a> {
     pub payload: &'a [u8],
     /// Whether it is sent until it is acknowledged.
     pub is_confirmable: bool,
+    /// Whether it may run twice if the other side loses its memory: by its method, or by the caller's word.
+    pub is_repeatable: bool,
     /// Whether responses may follow the first: the request carries Observe 0 (RFC 7641). It then lasts until
     /// [`Line::forget`](super::line::Line::forget), or a response that says it is the last by being an error or by having no Observe.
     pub is_observe: bool,
@@ -207,6 +210,8 @@ pub enum Failure {
     Reset,
     /// The session ended. It ran at most once.
     SessionLost,
+    /// The peer lost its memory, and the request must not run twice. It ran at most once.
+    PeerForgot,
     /// It never left, as others were before it. It did not run.
     NotSent,
     /// It never left, as it fits into no packet of this session. It did not run.
@@ -219,6 +224,7 @@ impl fmt::Display for Failure {
             Failure::TimedOut => "no answer in time: it may have run",
             Failure::Reset => "the peer rejected it: it did not run",
             Failure::SessionLost => "session lost: it may have run",
+            Failure::PeerForgot => "the peer lost its memory: it may have run",
             Failure::NotSent => "not sent: it did not run",
             Failure::TooLarge => "too large for a packet of this session: it did not run",
         })

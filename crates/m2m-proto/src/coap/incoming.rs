@@ -360,6 +360,15 @@ impl Incoming {
         }
     }
 
+    /// Says that no answer is on its way out any more.
+    pub(super) fn nothing_leaves(&mut self) {
+        for slot in &mut self.slots {
+            if let State::Answered { is_leaving, .. } = &mut slot.state {
+                *is_leaving = false;
+            }
+        }
+    }
+
     /// Cuts the answer of `id` to an error. False if that makes it no shorter.
     pub(super) fn cut_answer(&mut self, id: IncomingId) -> bool {
         let Some(Slot { state: State::Answered { bytes, .. }, .. }) = self.get_mut(id) else { return false };

@@ -25,15 +25,20 @@ use super::{
     writer::MessageWriter,
 };
 use crate::time::{Duration, Time};
-use alloc::{boxed::Box, vec::Vec};
+use alloc::boxed::Box;
 use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
+mod depart;
 mod fit;
 mod receive;
+mod takeover;
 
 pub use super::incoming::MID_WINDOW;
+
+/// After so many retransmissions without an answer the peer may have lost the session (protocol, section 9).
+const UNANSWERED_RETRANSMISSIONS: u8 = 3;
 
 /// The reliable exchanges of one session. Small while idle: what is large is allocated on demand, and freed when
 /// nothing is left in it.
@@ -85,7 +90,10 @@ impl Line {
             deadline: parts.deadline,
             serial: self.take_serial(),
             is_observe: parts.is_observe,
+            is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
+            has_left: false,
+            kept: None,
         };
         self.wake_by(parts.deadline);
         let busy = self.busy(cx);
@@ -193,8 +201,8 @@ impl Line {
 
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
-        let busy = self.busy.as_deref_mut()?;
         loop {
+            let busy = self.busy.as_deref_mut()?;
             match busy.ready.front() {
                 Some(ready) if busy.is_current(self.next_mid, ready) => break,
                 Some(_) => {
@@ -203,15 +211,13 @@ impl Line {
                     }
                 }
                 None => {
-                    if !busy.outgoing.start_next(self.next_mid, cx.config.window) {
+                    if !self.start_next(cx) {
                         return None;
                     }
-                    busy.ready.push_back(Ready::Confirmable(self.next_mid));
-                    self.next_mid = self.next_mid.plus(1);
                 }
             }
         }
-        busy.outbound(self.next_mid)
+        self.busy.as_deref_mut()?.outbound(self.next_mid)
     }
 
     /// Says that the message of the last [`Line::poll_message`] is in the packet of this number, which leaves now.
@@ -249,14 +255,15 @@ impl Line {
         self.timer
     }
 
-    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old.
-    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+    /// Does what is due: retransmissions, failures, late acknowledgements; frees what is old. True if a
+    /// message was sent again so often without an answer that the peer may be gone.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) -> bool {
         if cx.now < self.timer {
-            return;
+            return false;
         }
         self.timer = Time::NEVER;
-        self.retransmit(cx);
-        let Some(busy) = &mut self.busy else { return };
+        let unanswered = self.retransmit(cx);
+        let Some(busy) = &mut self.busy else { return unanswered };
         for token in busy.outgoing.expired(cx.now) {
             busy.fail(self.next_mid, token, Failure::TimedOut, cx.pool);
         }
@@ -267,7 +274,8 @@ impl Line {
         incoming.expire_answers(cx.now, cx.config.answer_lifetime, cx.pool);
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
         self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
-        self.free_if_empty();
+        self.free_when_rested(cx);
+        unanswered
     }
 
     /// Ends all that is open, because the session has: each request fails by [`Failure::SessionLost`] or
@@ -284,27 +292,6 @@ impl Line {
         ready.clear();
         *incoming = Incoming::default();
         self.timer = Time::NEVER;
-    }
-
-    /// Prepares for a new session that takes this line over: what is in flight leaves again, with the same Message
-    /// IDs and tokens. Packet numbers of the old session mean nothing any more.
-    pub fn send_again(&mut self) {
-        let Some(busy) = &mut self.busy else { return };
-        busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
-        let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
-        for mid in mids {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
-            // Not 0: what left before gives no round trip.
-            open.transmissions = open.transmissions.min(1);
-            open.first_packet = None;
-            open.due = Time::NEVER;
-            busy.ready.push_back(Ready::Confirmable(mid));
-        }
-        for request in busy.outgoing.requests.values_mut() {
-            if let Progress::Non(packet) = &mut request.progress {
-                *packet = None;
-            }
-        }
     }
 
     /// True if nothing is open, waits, or is to be told. Answers may still be kept.
@@ -342,20 +329,23 @@ impl Line {
         self.rtt.sample(now, round_trip);
     }
 
-    fn retransmit(&mut self, cx: &mut Context<'_>) {
-        let Some(busy) = &mut self.busy else { return };
+    fn retransmit(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(busy) = self.busy.as_mut() else { return false };
+        let mut unanswered = false;
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
-            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
-            if open.transmissions <= cx.config.max_retransmit {
-                self.rtt.timed_out(open.first_sent, open.transmissions);
-                open.due = Time::NEVER;
-                busy.ready.push_back(Ready::Confirmable(mid));
+            let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
+            unanswered |= open.transmissions > UNANSWERED_RETRANSMISSIONS;
+            self.rtt.timed_out(open.first_sent, open.transmissions);
+            busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
+            if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
+                busy.outgoing.lose(self.next_mid, mid);
                 continue;
             }
-            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return };
+            let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::TimedOut, cx.pool);
         }
+        unanswered
     }
 
     fn busy(&mut self, cx: &Context<'_>) -> &mut Busy {
@@ -367,7 +357,7 @@ impl Line {
     }
 
     fn free_if_empty(&mut self) {
-        if self.busy.as_ref().is_some_and(|busy| busy.is_idle() && busy.incoming.answers() == 0) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_empty()) {
             self.busy = None;
             self.timer = Time::NEVER;
         }

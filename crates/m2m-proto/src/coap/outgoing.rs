@@ -47,8 +47,13 @@ pub(super) struct Open {
     /// When it is sent again; never while a transmission is on its way out.
     pub(super) due: Time,
     pub(super) first_sent: Time,
+    pub(super) last_sent: Time,
+    /// It timed out, and waits to be sent again.
+    pub(super) is_lost: bool,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
+    /// It must not leave again before the peer has said whether it remembers it.
+    pub(super) is_held: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +69,7 @@ pub(super) enum Progress {
     Waiting,
     /// Confirmable and in flight.
     Sent(Mid),
-    /// Acknowledged; the response follows.
+    /// Acknowledged; the response follows. The message is kept in `Request::kept` if it may be sent again.
     Acked,
     /// Non-confirmable; it left in that packet, if that was one of this session.
     Non(Option<u64>),
@@ -73,14 +78,20 @@ pub(super) enum Progress {
 }
 
 /// A request without its (last) response.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Request {
     pub(super) user: u64,
     pub(super) deadline: Time,
     /// Order of the requests, for what must not depend on tokens.
     pub(super) serial: u32,
     pub(super) is_observe: bool,
+    /// It may run twice if the peer loses its memory.
+    pub(super) is_repeatable: bool,
     pub(super) progress: Progress,
+    /// It left in a session before, so that it may have run although it waits.
+    pub(super) has_left: bool,
+    /// The message after its acknowledgement, if it is repeatable.
+    pub(super) kept: Option<Vec<u8>>,
 }
 
 /// The tokens are our own random bytes: they are their own hash, and the same on every run with the same seed.
@@ -107,6 +118,8 @@ pub(super) struct Outgoing {
     /// By Message ID, counted from the oldest one in flight; `None` for what is done.
     open: VecDeque<Option<Open>>,
     in_flight: usize,
+    /// Of those, the ones that timed out and wait to be sent again.
+    lost: usize,
     /// Responses don't wait behind requests: the peer's requests end with them.
     waiting_responses: VecDeque<Waiting>,
     waiting: VecDeque<Waiting>,
@@ -121,6 +134,16 @@ impl Outgoing {
     /// Messages that were sent and are neither acknowledged nor given up.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Messages that may be on their way: those in flight without those that were lost.
+    pub(super) fn in_network(&self) -> usize {
+        self.in_flight - self.lost
+    }
+
+    /// True if something is to leave, for the first time or again.
+    pub(super) fn has_next(&self) -> bool {
+        self.first_lost().is_some() || !self.waiting_responses.is_empty() || !self.waiting.is_empty()
     }
 
     /// From the oldest message in flight to the newest Message ID, both included.
@@ -159,9 +182,31 @@ impl Outgoing {
         self.waiting.push_back(Waiting { purpose, bytes });
     }
 
-    /// Gives the next waiting message the Message ID `next`, if the windows allow it. True if it did.
-    pub(super) fn start_next(&mut self, next: Mid, window: usize) -> bool {
-        if self.in_flight >= window || self.open.len() >= MID_WINDOW {
+    /// Notes that a message in flight was lost: it leaves again before others leave for the first time.
+    pub(super) fn lose(&mut self, next: Mid, mid: Mid) {
+        let Some(open) = self.get_mut(next, mid).filter(|open| !open.is_lost) else { return };
+        open.is_lost = true;
+        open.due = Time::NEVER;
+        self.lost += 1;
+    }
+
+    /// The oldest message that was lost, which leaves again now.
+    pub(super) fn start_lost(&mut self, next: Mid) -> Option<Mid> {
+        let index = self.first_lost()?;
+        self.open.get_mut(index)?.as_mut()?.is_lost = false;
+        self.lost -= 1;
+        let back = (self.open.len() - index) as u16;
+        Some(Mid(next.0.wrapping_sub(back)))
+    }
+
+    fn first_lost(&self) -> Option<usize> {
+        let may_leave = |open: &Option<Open>| open.as_ref().is_some_and(|open| open.is_lost && !open.is_held);
+        if self.lost == 0 { None } else { self.open.iter().position(may_leave) }
+    }
+
+    /// Gives the next waiting message the Message ID `next`, if the peer's memory allows it. True if it did.
+    pub(super) fn start_next(&mut self, next: Mid) -> bool {
+        if self.open.len() >= MID_WINDOW {
             return false;
         }
         let response = self.waiting_responses.pop_front();
@@ -185,7 +230,10 @@ impl Outgoing {
             jitter: 0,
             due: Time::NEVER,
             first_sent: Time::ZERO,
+            last_sent: Time::ZERO,
+            is_lost: false,
             first_packet: None,
+            is_held: false,
         }));
         self.in_flight += 1;
         true
@@ -211,6 +259,7 @@ impl Outgoing {
         let index = self.index(next, mid)?;
         let open = self.open.get_mut(index)?.take()?;
         self.in_flight -= 1;
+        self.lost -= usize::from(open.is_lost);
         if open.purpose == Purpose::Response {
             self.responses -= 1;
             self.response_bytes -= open.bytes.len();
@@ -219,6 +268,25 @@ impl Outgoing {
             self.open.pop_front();
         }
         Some(open)
+    }
+
+    /// Whether what is in flight may run twice; none if nothing of that Message ID is in flight.
+    pub(super) fn is_repeatable(&self, next: Mid, mid: Mid) -> Option<bool> {
+        match self.get(next, mid)?.purpose {
+            Purpose::Request(token) => {
+                Some(self.requests.get(&token).is_some_and(|request| request.is_repeatable))
+            }
+            Purpose::Response | Purpose::Notification(_) => Some(false),
+        }
+    }
+
+    /// Drops the responses that wait: those who asked have forgotten.
+    pub(super) fn drop_waiting_responses(&mut self, pool: &mut Pool) {
+        for waiting in self.waiting_responses.drain(..) {
+            self.responses -= 1;
+            self.response_bytes -= waiting.bytes.len();
+            pool.give(waiting.bytes);
+        }
     }
 
     /// Forgets a request in whatever state it is. What has a Message ID but hasn't left is told as waiting.
@@ -235,6 +303,9 @@ impl Outgoing {
             }
             Progress::Waiting => self.stop_waiting(token, pool),
             Progress::Acked | Progress::Non(_) | Progress::Observing => {}
+        }
+        if let Some(kept) = request.kept.take() {
+            pool.give(kept);
         }
         Some(request)
     }
@@ -309,7 +380,8 @@ impl Outgoing {
     /// Gives what was sent once the timeout that is known by now, if that is shorter, and returns when the first of
     /// it is due.
     pub(super) fn shorten_timeouts(&mut self, rtt: &RttEstimator, initial: Duration) -> Time {
-        let sent_once = self.open.iter_mut().flatten().filter(|open| open.transmissions == 1);
+        let is_running = |open: &&mut Open| open.transmissions == 1 && open.due != Time::NEVER;
+        let sent_once = self.open.iter_mut().flatten().filter(is_running);
         let due = sent_once.map(|open| {
             let rto = spread(rtt.rto(initial), open.jitter);
             open.due = open.due.min(open.first_sent + rto);
@@ -347,6 +419,7 @@ impl Outgoing {
         }
         self.requests.clear();
         self.in_flight = 0;
+        self.lost = 0;
         self.waiting_bytes = 0;
         self.responses = 0;
         self.response_bytes = 0;
@@ -368,6 +441,7 @@ impl Open {
 
     /// Counts a transmission that leaves now, and waits for what answers it.
     pub(super) fn count_transmission(&mut self, now: Time, rtt: &RttEstimator, initial: Duration) {
+        self.last_sent = now;
         self.due = now + self.rto(rtt, initial);
         self.transmissions = self.transmissions.saturating_add(1);
     }

@@ -54,8 +54,7 @@ impl Net {
         if !self.init_budget.take(source, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
-        let pair = self.config.key.pair(init.src, init.dst);
-        let Ok(opened) = handshake::open_init(init, &pair) else {
+        let Some((opened, pair)) = self.open_init(now, init) else {
             return self.stats.drop(Drop::BadHandshake);
         };
         self.init_budget.give_back(source, 1);
@@ -154,6 +153,7 @@ impl Net {
             resp,
             answered: [Some(origin.path()), None, None, None],
             expires: now + self.config.timers.half_open,
+            hash: *established.hash(),
         };
         let id = self.table.insert(Session {
             peer: init.src,
@@ -182,11 +182,17 @@ impl Net {
                 })
             }),
             guest: None,
+            opener: None,
+            tails: None,
+            is_resumed: false,
+            last_request: Time::ZERO,
+            pin: None,
             renewal: None,
             max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,
         });
+        self.table.index_peer_token(id);
         self.send_back(now, origin, init.src, &resp);
         self.arm(id);
     }

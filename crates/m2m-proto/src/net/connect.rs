@@ -3,6 +3,7 @@ use alloc::{boxed::Box, vec::Vec};
 
 use super::{
     Net, Origin,
+    recover::Opener,
     session::{Ask, Connecting, Control, Keepalive, LookupFor, Path, Proof, Session, State},
 };
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     id::Id,
     session::{
         Secure, handshake,
+        handshake::Established,
         keys::{self, PeerKey},
     },
     stats::Drop,
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// INITs leave so long after the first one (protocol, section 4); after the last the wait goes on to the deadline.
-const INIT_SCHEDULE: [Duration; 5] = [
+pub(super) const INIT_SCHEDULE: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -51,7 +53,8 @@ impl Net {
             dst: peer,
             src: self.config.id,
             stoken,
-            key_id: KeyId(self.config.key_id),
+            // Unknown: which version of the peer's key this is, its holder need not know (protocol, section 2).
+            key_id: KeyId(0),
             suites: SuiteSet::of(&self.config.suites),
             caps: self.caps(),
             max_udp: super::MAX_DATAGRAM as u16,
@@ -90,6 +93,11 @@ impl Net {
             host,
             proof: None,
             guest: None,
+            opener: Some(Box::new(Opener::new(pair, peer))),
+            tails: None,
+            is_resumed: false,
+            last_request: Time::ZERO,
+            pin: None,
             renewal: None,
             max_udp: super::MAX_DATAGRAM as u16,
             dirty: false,
@@ -148,6 +156,9 @@ impl Net {
     /// What is known of why a handshake of ours has had no answer so far; none for a session that is past it.
     pub(super) fn why_not_up(&self, id: SessionId) -> Option<ConnectError> {
         let session = self.table.get(id)?;
+        if session.is_unproven() {
+            return Some(ConnectError::WrongDevice);
+        }
         let State::Connecting(connecting) = &session.state else { return None };
         if let Path::Through(host) = session.path
             && !self.can_send(&session.path)
@@ -178,8 +189,8 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         let State::Connecting(connecting) = &session.state else {
-            // The answer to a repeated INIT, while the first one's made the session.
-            return self.stats.drop(Drop::Replayed);
+            // To a handshake beside the session, or to a repeated INIT while the first one's made the session.
+            return self.finish_attempt(now, id, origin, resp);
         };
         let Some(established) = connecting
             .handshake
@@ -198,29 +209,33 @@ impl Net {
         if let Some(rtt) = rtt {
             session.line.add_round_trip(now, rtt);
         }
-        let host = session.host;
-        let peer = established.peer;
-        let old_peer = session.peer;
-        if host.is_some() && !self.config.ephemeral {
-            let made = self.config.device.prove(
-                &established.peer_ephemeral,
-                established.hash(),
-                keys::Role::Initiator,
-            );
-            session.proof = made.ok().map(|proof| Box::new(Proof::Made(proof)));
-        }
+        let (peer, old_peer, is_own) = (established.peer, session.peer, session.host.is_some());
         let next_s = super::timers::next_s(session);
         session.control.ask(Ask::Ping { user: None, next_s }, now);
         if old_peer != peer {
             self.table.rename(id, peer);
         }
-        match host {
-            Some(host) => self.host_session_up(now, host, id, established.resp.unix_s),
-            None => self.event(Event::Connected { session: id, peer }),
+        self.table.index_peer_token(id);
+        if !self.handshake_done(now, id, &established) && !is_own {
+            self.event(Event::Connected { session: id, peer });
         }
         self.limit_messages(now, id);
         self.touch(id);
         self.arm(id);
+    }
+
+    /// What the end of a handshake of ours starts: registering with a host, or asking for the proof of a pinned device.
+    /// True if the session has to wait for that proof.
+    pub(super) fn handshake_done(&mut self, now: Time, id: SessionId, established: &Established) -> bool {
+        let Some(session) = self.table.get_mut(id) else { return false };
+        let Some(host) = session.host else { return self.ask_for_proof(now, id, established) };
+        if !self.config.ephemeral {
+            let device = &self.config.device;
+            let made = device.prove(&established.peer_ephemeral, established.hash(), keys::Role::Initiator);
+            session.proof = made.ok().map(|proof| Box::new(Proof::Made(proof)));
+        }
+        self.host_session_up(now, host, id, established.resp.unix_s);
+        false
     }
 
     /// The responder wants to see that we are where our INIT said: the same INIT goes again, with its cookie.
@@ -230,8 +245,12 @@ impl Net {
         else {
             return self.stats.drop(Drop::BadHandshake);
         };
-        let State::Connecting(connecting) = &mut session.state else {
-            return self.stats.drop(Drop::Replayed);
+        let beside =
+            session.opener.as_mut().and_then(|opener| opener.connecting(cookie.stoken, origin.path()));
+        let (connecting, path) = match (&mut session.state, beside) {
+            (State::Connecting(connecting), _) => (&mut **connecting, session.path),
+            (State::Up, Some(connecting)) => (connecting, origin.path()),
+            _ => return self.stats.drop(Drop::Replayed),
         };
         let Ok(cookie) = connecting.handshake.read_cookie(cookie) else {
             return self.stats.drop(Drop::BadHandshake);
@@ -241,7 +260,8 @@ impl Net {
             return self.stats.drop(Drop::Replayed);
         }
         connecting.init = Vec::from(init);
-        let (path, peer, init) = (session.path, session.peer, connecting.init.clone());
+        let init = connecting.init.clone();
+        let peer = session.peer;
         self.send_raw(now, path, peer, &init);
     }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     coap::{
         exchange::{Failure, LineEvent, Outcome},
-        message::Message,
+        message::{Message, MessageType},
     },
     error::{CloseReason, ConnectError, RequestError},
     event::{Event, IncomingId, RequestId, SessionId},
@@ -25,7 +25,9 @@ use crate::{
 
 impl Net {
     pub(super) fn on_short(&mut self, now: Time, origin: Origin, token: Token, datagram: &mut [u8]) {
-        let Some(id) = self.table.by_token(token) else { return self.stats.drop(Drop::UnknownToken) };
+        let Some(id) = self.table.by_token(token) else {
+            return self.send_hint(now, origin, token, datagram);
+        };
         let Some(session) = self.table.get_mut(id) else { return };
         if !origin.may_speak_for(session.peer) {
             return self.stats.drop(Drop::BadHandshake);
@@ -49,14 +51,27 @@ impl Net {
                 return;
             }
         };
+        let mut prover = match &session.state {
+            State::HalfOpen(half_open) => Some(half_open.prover()),
+            _ => None,
+        };
+        let is_first = prover.is_some();
         let is_rekeying = secure.has_other_keys();
-        let is_first = matches!(session.state, State::HalfOpen(_));
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
-        if is_first {
-            self.confirm(now, id, origin);
-        }
+        let id = match self.resumed_by(id, plain).filter(|_| is_first) {
+            Some(old) => {
+                self.take_over(now, old, id, origin);
+                old
+            }
+            None => {
+                if is_first {
+                    self.confirm(now, id, origin);
+                }
+                id
+            }
+        };
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
@@ -73,6 +88,7 @@ impl Net {
             match element {
                 Element::Message(message) => self.on_message(now, id, message),
                 Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
+                Element::Frame(Frame::ProveAsk { .. }) => self.on_prove_ask(now, id, prover.take()),
                 Element::Frame(frame @ (Frame::Rekey { .. } | Frame::Rekeyed { .. })) => {
                     key_exchange = Some(frame);
                 }
@@ -90,6 +106,7 @@ impl Net {
             self.evict_beyond_cap(now, id);
         }
         self.answer_askers(id, FoundStatus::ONLINE);
+        self.press_for_verdict(now, id);
         self.touch(id);
         self.arm(id);
     }
@@ -107,6 +124,14 @@ impl Net {
     fn on_message(&mut self, now: Time, id: SessionId, bytes: &[u8]) {
         let Ok(message) = Message::parse(bytes) else { return self.stats.drop(Drop::BadFrame) };
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Whoever it is that asks: the device, if it is the one, asks again.
+            return;
+        }
+        if session.resume().is_some() && (message.kind() == MessageType::Con || message.code().is_request()) {
+            // Until the peer has said whether it remembers, its Message IDs tell nothing. It sends them again.
+            return;
+        }
         let handled = session.line.handle_message(&mut cx, &message);
         if let (Some(pn), Some(secure)) = (handled.answered, session.secure.as_mut()) {
             secure.answered(Pn(pn));
@@ -115,6 +140,7 @@ impl Net {
         let peer = session.peer;
         match handled.outcome {
             Outcome::Request(exchange) => {
+                session.last_request = now;
                 let incoming = IncomingId { session: id, exchange };
                 let message = self.copy(bytes);
                 self.event(Event::Request { incoming, peer, message });
@@ -145,6 +171,7 @@ impl Net {
                     }
                     (Failure::NotSent, Some(why)) => RequestError::NeverLeft(why),
                     (Failure::SessionLost, Some(why)) => RequestError::SessionLost(why),
+                    (Failure::PeerForgot, _) => RequestError::PeerForgot,
                     (Failure::Reset, _) => RequestError::Reset,
                     (Failure::TooLarge, _) => RequestError::TooLarge,
                     _ => RequestError::TimedOut,
@@ -156,11 +183,21 @@ impl Net {
 
     fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
         match *frame {
-            Frame::Pad | Frame::Confirm { .. } | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
+            Frame::Confirm { resume, .. } => self.on_confirm(id, resume),
+            Frame::Resumed { remembered } => self.on_resumed(now, id, remembered),
+            Frame::Pad | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
             Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
-            Frame::Prove { public, mac } => self.on_prove(id, public, mac),
+            Frame::Prove { public, mac } => self.on_prove(now, id, public, mac),
+            Frame::Done { req, status } => {
+                self.on_done(now, id, req, status);
+                self.on_token_done(now, id, req, status);
+            }
+            Frame::NetKey { req, key_id, mac, key } => {
+                let change = super::netkey::Change { req, key_id, mac, key: key.expose() };
+                self.on_netkey(now, id, &change);
+            }
             Frame::Register { req, ephemeral, epoch, lease_s } => {
                 self.on_register(now, id, super::session::Registering { req, ephemeral, epoch, lease_s });
             }
@@ -174,7 +211,6 @@ impl Net {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }
             Frame::NewToken { req, token } => self.on_new_token(id, req, token),
-            Frame::Done { req, status } => self.on_token_done(now, id, req, status),
             Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
                 self.on_no_route(now, id, dst, packet);
             }
@@ -214,6 +250,10 @@ impl Net {
             session.line.add_round_trip(now, rtt);
         }
         session.keepalive.last_answer = now;
+        if session.line.is_idle() && session.control.asks.is_empty() {
+            // No hint can be owed any more.
+            session.tails = None;
+        }
         self.host_answered(now, id, asked.first_sent);
         match asked.what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: Some(rtt) }),

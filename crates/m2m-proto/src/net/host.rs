@@ -14,7 +14,7 @@ use super::{
     session::{Ask, LookupFor, State},
 };
 use crate::{
-    error::{CloseReason, CommandError, ConnectError},
+    error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{Event, HostLoss, Output, RequestId, SessionId},
     id::Id,
     session::{keys::PeerKey, pn::Pn},
@@ -187,6 +187,12 @@ impl Net {
         Ok(Path::Through(host.id))
     }
 
+    /// One of a host's addresses, the one in use first.
+    pub(super) fn host_address(&self, place: usize, step: usize) -> Option<SocketAddr> {
+        let host = self.hosts.get(place)?;
+        host.addresses.get((host.next_address + step) % host.addresses.len().max(1)).copied()
+    }
+
     pub(super) fn next_host_timeout(&self) -> Time {
         let Some(host) = self.hosts.get(self.active_host) else { return Time::NEVER };
         let lookup = host.lookups.iter().map(|(_, _, deadline)| *deadline).min().unwrap_or(Time::NEVER);
@@ -308,6 +314,7 @@ impl Net {
             self.event(Event::HostConnected { host: host_id, public });
         }
         self.wake_waiting(now, place);
+        self.wake_attempts(now);
         self.ask_waiting_lookups(now);
         self.arm(id);
     }
@@ -337,7 +344,7 @@ impl Net {
         self.send_frame(now, id, path, &frame);
         let asks = self.table.get_mut(id).map(|session| core::mem::take(&mut session.control.asks));
         for ask in asks.unwrap_or_default() {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::SessionLost(CloseReason::Lost));
         }
         self.forget(now, id);
     }

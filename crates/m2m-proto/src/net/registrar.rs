@@ -52,12 +52,15 @@ impl Guest {
 }
 
 impl Net {
-    pub(super) fn on_prove(&mut self, id: SessionId, public: &[u8; 32], mac: &[u8; 16]) {
+    pub(super) fn on_prove(&mut self, now: Time, id: SessionId, public: &[u8; 32], mac: &[u8; 16]) {
         let guest = || Box::new(Guest::new(&self.config));
         let Some(session) = self.table.get_mut(id) else { return };
+        let shown = keys::Proof { public: *public, mac: *mac };
+        if session.is_unproven() {
+            return self.on_device_proof(now, id, &shown);
+        }
         // One try: who proves nothing costs one DH and has to make a new session for another.
         let Some(proof) = session.proof.take() else { return };
-        let shown = keys::Proof { public: *public, mac: *mac };
         if let Proof::Expected { ephemeral, hash } = *proof
             && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {

@@ -383,6 +383,7 @@ impl Net {
             secure.answered(Pn(asking.first_pn));
             session.keepalive.last_answer = now;
         }
+        self.stats.rekeys += 1;
         self.control_done(wish.user, Ok(()));
     }
 
@@ -399,6 +400,7 @@ impl Net {
         if !has_switched {
             return;
         }
+        self.stats.rekeys += 1;
         renewal.answered = None;
         let Some(wish) = renewal.wishes.front_mut().filter(|wish| wish.yielded) else { return };
         wish.yielded = false;

@@ -115,6 +115,7 @@ impl Net {
     /// NEW_TOKEN: what goes to the peer is labelled so from now on. A late copy of an older one changes nothing, and is
     /// answered all the same: whoever sent it asks no longer.
     pub(super) fn on_new_token(&mut self, id: SessionId, req: Req, token: u32) {
+        self.table.unindex_peer_token(id);
         let Some(session) = self.table.get_mut(id) else { return };
         let Some(secure) = &mut session.secure else { return };
         let status = match Token::new(token) {
@@ -125,6 +126,7 @@ impl Net {
             None => NO_TOKEN,
         };
         session.control.once(Frame::Done { req, status });
+        self.table.index_peer_token(id);
     }
 
     /// DONE of a NEW_TOKEN.

@@ -9,7 +9,12 @@
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
-use super::rekey::Renewal;
+use super::{
+    netkey::Offer,
+    pinning::{Pin, Prover, Proving},
+    recover::{Opener, Tails},
+    rekey::Renewal,
+};
 use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
@@ -64,6 +69,8 @@ pub(crate) struct HalfOpen {
     /// Where the answer went to, the latest first.
     pub(crate) answered: [Option<Path>; 4],
     pub(crate) expires: Time,
+    /// The handshake's final hash, for a proof of our device key.
+    pub(crate) hash: [u8; 32],
 }
 
 impl HalfOpen {
@@ -72,6 +79,11 @@ impl HalfOpen {
             self.answered.rotate_right(1);
             self.answered[0] = Some(path);
         }
+    }
+
+    /// What a proof of our device key is made from.
+    pub(crate) fn prover(&self) -> Prover {
+        Prover { peer_ephemeral: self.ephemeral, hash: self.hash }
     }
 
     /// Whoever could make a first packet had our RESP, so it comes from where that went.
@@ -103,6 +115,16 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// Initiator: what it takes to open the session anew.
+    pub(crate) opener: Option<Box<Opener>>,
+    /// Of packets that left lately, while an answer may be missing.
+    pub(crate) tails: Option<Box<Tails>>,
+    /// Responder: this session went on under the keys of a later handshake.
+    pub(crate) is_resumed: bool,
+    /// When the peer's last request came.
+    pub(crate) last_request: Time,
+    /// The device that the peer has to be.
+    pub(crate) pin: Option<Box<Pin>>,
     /// Keys or a token that are on their way to change.
     pub(crate) renewal: Option<Box<Renewal>>,
     pub(crate) max_udp: u16,
@@ -157,6 +179,14 @@ pub(crate) struct Control {
     pub(crate) asks: Vec<Asking>,
     /// Those that leave once.
     pub(crate) once: VecDeque<Frame<'static>>,
+    /// The net key that the peer is to take.
+    pub(crate) offer: Option<Box<Offer>>,
+    /// The proof of our device key that the peer asked for.
+    pub(crate) proving: Option<Box<Proving>>,
+    /// It is to be sent, for the first time or again.
+    pub(crate) proof_due: bool,
+    /// NETKEYs with a wrong mac that came.
+    pub(crate) wrong_macs: u8,
 }
 
 /// A registered net that does not answer its host for so long is told to be silent.
@@ -194,6 +224,12 @@ pub(crate) enum Ask {
         id: Id,
         why: LookupFor,
     },
+    /// The peer's proof that it is the pinned device.
+    Prove,
+    /// The new net key in `Control::offer`.
+    NetKey {
+        user: RequestId,
+    },
     /// The REKEY that the session's renewal holds.
     Rekey,
     /// The NEW_TOKEN that the session's renewal holds.
@@ -219,6 +255,7 @@ impl Control {
             what,
             Ask::Ping { user: None, .. }
                 | Ask::Register { .. }
+                | Ask::Prove
                 | Ask::Rekey
                 | Ask::NewToken
                 | Ask::Announce { .. }
@@ -236,6 +273,11 @@ impl Control {
     pub(crate) fn answered(&mut self, req: Req, fits: impl Fn(&Ask) -> bool) -> Option<Asking> {
         let at = self.asks.iter().position(|ask| ask.req == req && fits(&ask.what))?;
         Some(self.asks.swap_remove(at))
+    }
+
+    /// All questions leave again, under new keys, as if for the first time.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
     }
 
     /// Asks, unless the same question is open already.
@@ -263,6 +305,11 @@ impl Control {
         if self.once.len() < MAX_ONCE {
             self.once.push_back(frame);
         }
+    }
+
+    /// The question for the peer's proof goes along with the next packet: only the first one that arrives can bring it.
+    pub(crate) fn prove_now(&mut self, now: Time) {
+        self.asks.iter_mut().filter(|ask| ask.what == Ask::Prove).for_each(|ask| ask.due = now);
     }
 
     pub(crate) fn pinging(&self) -> bool {
@@ -302,6 +349,7 @@ impl Session {
                 .min(self.ping_due())
                 .min(self.last_heard + self.keepalive.silence)
                 .min(self.lease_due())
+                .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.renewal_due())
                 .min(self.probe_due()),
         }

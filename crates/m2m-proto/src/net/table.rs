@@ -40,6 +40,8 @@ pub(crate) struct Table {
     tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
     /// The first session of each peer; the rest hang on `Session::next_of_peer`.
     peers: BTreeMap<Id, u32>,
+    /// By the token that the peer chose, for hints. Of two peers with the same one the later is found.
+    peer_tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
     half_open: usize,
     live: usize,
 }
@@ -67,6 +69,32 @@ impl Table {
         Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
     }
 
+    /// The session whose packets bear this token.
+    pub(crate) fn by_peer_token(&self, token: Token) -> Option<SessionId> {
+        let slot = *self.peer_tokens.get(&token.value())?;
+        Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
+    }
+
+    /// Notes which token the peer of a session chose, once that is known or new.
+    pub(crate) fn index_peer_token(&mut self, id: SessionId) {
+        if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
+            self.peer_tokens.insert(token.value(), id.slot);
+        }
+    }
+
+    /// Forgets it, before it changes.
+    pub(crate) fn unindex_peer_token(&mut self, id: SessionId) {
+        if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
+            self.forget_peer_token(token, id.slot);
+        }
+    }
+
+    fn forget_peer_token(&mut self, token: Token, slot: u32) {
+        if self.peer_tokens.get(&token.value()) == Some(&slot) {
+            self.peer_tokens.remove(&token.value());
+        }
+    }
+
     /// Lets packets for a further token find a session; false if it has as many as it may.
     pub(crate) fn add_token(&mut self, id: SessionId, token: Token) -> bool {
         let Some(session) = self.get_mut(id) else { return false };
@@ -92,6 +120,13 @@ impl Table {
         }
     }
 
+    /// As [`Table::swap_token`], and the one that it had means nothing any more.
+    pub(crate) fn replace_token(&mut self, id: SessionId, token: Token) {
+        let Some(old) = self.get(id).map(|session| session.own_token) else { return };
+        self.swap_token(id, token);
+        self.drop_token(id, old);
+    }
+
     pub(crate) fn insert(&mut self, session: Session) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -114,6 +149,9 @@ impl Table {
         self.free.push(id.slot);
         for token in session.more_tokens.iter().flatten().chain([&session.own_token]) {
             self.tokens.remove(&token.value());
+        }
+        if let Some(token) = session.secure.as_ref().map(|secure| secure.peer_token()) {
+            self.forget_peer_token(token, id.slot);
         }
         self.live -= 1;
         self.half_open -= usize::from(matches!(session.state, State::HalfOpen(_)));

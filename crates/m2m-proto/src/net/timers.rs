@@ -7,7 +7,7 @@ use super::{
     session::{Ask, Session, State},
 };
 use crate::{
-    error::CloseReason,
+    error::{CloseReason, ControlError},
     event::{Event, SessionId},
     time::{Duration, Time},
     wire::frame::{CloseCode, FoundStatus},
@@ -92,24 +92,31 @@ impl Net {
         if now >= self.table.get(id).map_or(Time::NEVER, Session::probe_due) {
             self.answer_askers(id, FoundStatus::SILENT);
         }
-        if self.give_up_asks(now, id) {
+        let question = self.table.get(id).is_some_and(|session| session.has_unanswered_question(now));
+        if self.give_up_asks(now, id) && !self.may_come_back(now, id) {
             return self.end(now, id, CloseReason::Lost, Some(CloseCode::DONE));
         }
+        self.drive_attempt(now, id);
         self.renewal_timeout(now, id);
         let Some(session) = self.table.get_mut(id) else { return };
         if now >= session.ping_due() {
             let next_s = next_s(session);
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
-        self.line_timeout(now, id);
+        let message = self.line_timeout(now, id);
+        if question || message {
+            self.recover_if_silent(now, id);
+        }
         self.touch(id);
     }
 
-    fn line_timeout(&mut self, now: Time, id: SessionId) {
-        if let Some((session, mut cx)) = self.line_of(now, id) {
-            session.line.handle_timeout(&mut cx);
-        }
+    /// True if something is unanswered that was sent again and again.
+    fn line_timeout(&mut self, now: Time, id: SessionId) -> bool {
+        let Some((session, mut cx)) = self.line_of(now, id) else { return false };
+        session.line.be_patient(session.is_recovering());
+        let unanswered = session.line.handle_timeout(&mut cx);
         self.tell_line_events(id, None);
+        unanswered
     }
 
     /// Ends the questions that waited too long; true if one of them means that the session is lost.
@@ -125,11 +132,15 @@ impl Net {
             }
             !over
         });
+        if failed.iter().any(|ask| matches!(ask.what, Ask::NetKey { .. })) {
+            session.control.offer = None;
+        }
         let mut lost = false;
         for ask in failed {
             // Whoever sends other things is alive: then only the question got lost, and the next ping asks again.
             let silent = heard <= ask.first_sent;
             lost |= matches!(ask.what, Ask::Ping { user: None, .. } | Ask::Register { .. }) && silent;
+            lost |= ask.what == Ask::Prove;
             if let (Ask::Register { .. }, false, Some(session)) = (ask.what, silent, self.table.get_mut(id)) {
                 // A slow store, or bad luck: without it this session is of no use.
                 session.control.ask(ask.what, now);
@@ -140,18 +151,19 @@ impl Net {
                 // Asked again at once, or when the peer is heard again: never given up while the session lives.
                 renewal.give_up(now);
             }
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::TimedOut);
         }
         lost
     }
 
     /// A question of ours will not be answered any more.
-    pub(super) fn ask_failed(&mut self, what: Ask) {
+    pub(super) fn ask_failed(&mut self, what: Ask, why: ControlError) {
         match what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: None }),
             Ask::Lookup { why: super::session::LookupFor::User(request), .. } => {
                 self.event(Event::Found { request, status: None });
             }
+            Ask::NetKey { user: request } => self.event(Event::ControlDone { request, result: Err(why) }),
             _ => {}
         }
     }

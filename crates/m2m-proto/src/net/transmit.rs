@@ -4,6 +4,8 @@ use core::net::SocketAddr;
 
 use super::{
     MAX_DATAGRAM, Net, Path,
+    netkey::Offer,
+    pinning::Proving,
     rekey::Renewal,
     session::{Ask, Asking, Control, Proof, Session},
 };
@@ -12,7 +14,7 @@ use crate::{
         exchange::{Context, LineEvent},
         line::Line,
     },
-    error::{CloseReason, ConnectError, RequestError},
+    error::{CloseReason, ConnectError, ControlError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
     session::{MAX_SHORT_OVERHEAD, keys::Role},
@@ -46,10 +48,27 @@ impl Net {
         self.arm(id);
     }
 
-    /// Sends all that a session has ready.
-    pub(super) fn flush(&mut self, now: Time, id: SessionId) {
+    /// Sends one packet of what a session has ready, and puts it behind the others while it has more: who has much to
+    /// say delays the rest by one packet a turn.
+    pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
+        if self.send_next(now, id) {
+            return self.dirty.push_back(id);
+        }
+        if let Some(session) = self.table.get_mut(id) {
+            session.dirty = false;
+        }
+        self.arm(id);
+    }
+
+    /// Sends all that a session has ready, at once: it will have no other turn.
+    fn flush(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
+        session.line.hurry();
         if session.renewal.is_some() {
             self.renew(now, id);
         }
@@ -69,7 +88,10 @@ impl Net {
         }
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
         let room = room(session);
-        let confirm = session.role == Role::Initiator && !session.confirmed && has_more(session, &mut cx);
+        let confirm = session.role == Role::Initiator
+            && (!session.confirmed || session.resume().is_some())
+            && has_more(session, &mut cx);
+        let (open, resume) = (session.is_open(), session.resume());
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -80,12 +102,15 @@ impl Net {
         let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, room);
         if confirm {
-            plain.push_frame(&Frame::Confirm { mem, resume: None });
+            plain.push_frame(&Frame::Confirm { mem, resume });
         }
         let fresh = plain.count();
+        if confirm {
+            session.control.prove_now(cx.now);
+        }
         let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
         push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
-        while let Some(message) = session.line.poll_message(&mut cx) {
+        while open && let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
                 if !plain.is_empty() {
                     break;
@@ -101,6 +126,7 @@ impl Net {
             return false;
         }
         secure.seal(&mut buffer);
+        session.remember_tail(&buffer);
         self.send_packet(now, path, peer, buffer);
         self.rekey_if_due(now, id);
         true
@@ -119,6 +145,7 @@ impl Net {
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
         let unanswered = secure.unanswered() >= UNANSWERED;
+        session.remember_tail(&buffer);
         if buffer.len() > MAX_DATAGRAM.min(max_udp) {
             // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
             self.stats.drop(Drop::RelayRefused);
@@ -215,6 +242,9 @@ impl Net {
             super::State::Connecting(_) => return self.fail(now, id, ConnectError::Closed),
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
+            super::State::Up if session.is_unproven() => {
+                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+            }
             super::State::Up => {}
         }
         if let Some(code) = tell {
@@ -238,6 +268,11 @@ impl Net {
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
     fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
+        if !matches!(why, CloseReason::Peer(_)) {
+            // The peer may not hear of it, and ask again what ran here.
+            self.memory_since = self.memory_since.max(session.last_request);
+        }
+        session.opener = None;
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);
         let renewal = session.renewal.take();
@@ -247,7 +282,7 @@ impl Net {
         }
         self.tell_line_events(id, Some(why));
         for ask in asks {
-            self.ask_failed(ask.what);
+            self.ask_failed(ask.what, ControlError::SessionLost(why));
         }
         self.renewal_failed(renewal, why);
         self.unregister_session(peer, id);
@@ -285,7 +320,7 @@ fn room(session: &Session) -> usize {
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
     !session.control.once.is_empty()
         || session.control.asks.iter().any(|ask| ask.due <= cx.now)
-        || session.line.poll_message(cx).is_some()
+        || session.is_open() && session.line.poll_message(cx).is_some()
 }
 
 /// What some frames are made of.
@@ -315,11 +350,19 @@ fn push_control(
         }
         control.once.pop_front();
     }
+    if control.proof_due
+        && let Some(Proving::Made(made)) = control.proving.as_deref()
+    {
+        if !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac }) {
+            return;
+        }
+        control.proof_due = false;
+    }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return;
     }
     for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
-        if !push_ask(asking, &attached, plain) {
+        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return;
         }
         if asking.sent == 0 {
@@ -334,11 +377,18 @@ fn push_control(
     }
 }
 
-fn push_ask(asking: &Asking, attached: &Attached<'_>, plain: &mut PlainWriter<'_>) -> bool {
+fn push_ask(
+    asking: &Asking,
+    attached: &Attached<'_>,
+    offer: Option<&Offer>,
+    plain: &mut PlainWriter<'_>,
+) -> bool {
     let req = asking.req;
     match asking.what {
         Ask::Ping { next_s, .. } | Ask::Announce { next_s } => plain.push_frame(&Frame::Ping { req, next_s }),
         Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
+        Ask::Prove => plain.push_frame(&Frame::ProveAsk { req }),
+        Ask::NetKey { .. } => offer.is_none_or(|offer| plain.push_frame(&offer.frame(req))),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
             if let Some(Proof::Made(made)) = attached.proof

@@ -119,6 +119,18 @@ pub fn source_key(address: SocketAddr, secret: u64) -> u64 {
     }
 }
 
+/// The key of one address with its port.
+pub fn address_key(address: SocketAddr, secret: u64) -> u64 {
+    let port = u64::from(address.port());
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => siphash_1_3(secret, port << 8 | 4, ip.to_bits().into()),
+        IpAddr::V6(ip) => {
+            let bits = ip.to_bits();
+            siphash_1_3(siphash_1_3(secret, port << 8 | 6, (bits >> 64) as u64), 6, bits as u64)
+        }
+    }
+}
+
 /// The key of a neighbour through which relayed packets come.
 pub fn neighbour_key(id: &Id, secret: u64) -> u64 {
     let id = u128::from_be_bytes(id.0);

@@ -14,6 +14,7 @@ use core::fmt;
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 pub use crate::wire::packet::{Suite, SuiteSet};
@@ -74,6 +75,18 @@ impl NetKey {
     /// The pair key of an initiator to this net, or of this net to nobody in particular with [`Id::ANY`].
     pub fn pair(&self, initiator: Id, responder: Id) -> PairKey {
         PairKey(*expand(&self.prk, &[b"m2m/1 peer", &initiator.0, &responder.0]))
+    }
+
+    /// The mac that lets a holder of this key, which is that of the net `id`, replace it by `new_key` as version
+    /// `key_id` (protocol, section 2).
+    pub fn change_mac(&self, id: Id, key_id: u16, new_key: &[u8]) -> [u8; 16] {
+        let admin = self.derive(b"m2m/1 admin");
+        mac16(&admin[..], &[b"m2m/1 netkey", &id.0, &key_id.to_be_bytes(), new_key])
+    }
+
+    /// True if both are the same key; takes constant time.
+    pub fn is_same(&self, other: &NetKey) -> bool {
+        self.prk.ct_eq(&other.prk).into()
     }
 
     /// A secret for one other purpose; `label` must not be one that this module uses.
@@ -261,6 +274,19 @@ mod tests {
         assert_ne!(forth.as_bytes(), key.pair(a, Id::ANY).as_bytes());
         assert_eq!(forth.as_bytes(), PeerKey::Net(key).pair(a, b).as_bytes());
         assert_eq!(forth.as_bytes(), PeerKey::Pair(forth.clone()).pair(b, a).as_bytes());
+    }
+
+    /// As an implementation of HMAC and HKDF in another language computes it.
+    #[test]
+    fn the_mac_of_a_change_is_frozen() {
+        let mac = NetKey::new(&[7; 16]).unwrap().change_mac(Id([0xB; 16]), 0x0102, &[0x4E; 32]);
+        assert_eq!(mac, 0x4237_DAFE_5489_F447_7F73_627F_9D9C_6191_u128.to_be_bytes());
+    }
+
+    #[test]
+    fn keys_are_compared_by_what_they_are_made_from() {
+        let key = |byte: u8| NetKey::new(&[byte; 16]).unwrap();
+        assert!(key(1).is_same(&key(1)) && !key(1).is_same(&key(2)));
     }
 
     #[test]

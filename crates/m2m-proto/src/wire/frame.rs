@@ -20,7 +20,8 @@ pub(super) mod sample;
 pub(super) mod vectors;
 
 pub use code::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req, ShortId,
+    CloseCode, DoneStatus, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req,
+    ShortId,
 };
 
 /// The first byte of each frame (sections 5.1 and 5.2).
@@ -52,6 +53,7 @@ mod kind {
     pub(super) const DRAIN: u8 = 0x18;
     pub(super) const NETKEY: u8 = 0x19;
     pub(super) const UNBIND: u8 = 0x1A;
+    pub(super) const RESUMED: u8 = 0x1B;
 }
 
 /// First byte of a bundle of elements, which is no frame itself (section 5).
@@ -94,8 +96,13 @@ pub enum Frame<'a> {
     Confirm {
         /// For how many seconds the sender's memory of requests is complete.
         mem: u32,
-        /// The resume tag of the session whose line this one takes over (later).
+        /// The resume tag of the session whose line this one takes over (section 9).
         resume: Option<[u8; 8]>,
+    },
+    /// Answers a CONFIRM with a resume tag.
+    Resumed {
+        /// The session of that tag was there, and goes on under the new keys.
+        remembered: bool,
     },
     /// Asks whether the address that it is sent to takes packets.
     PathChallenge([u8; 8]),
@@ -268,11 +275,11 @@ pub enum Frame<'a> {
         /// Ids of hosts to go to, at most 255; more do not travel.
         hosts: &'a [[u8; Id::LEN]],
     },
-    /// Replaces the peer's net key (later).
+    /// Replaces the peer's net key (section 2).
     NetKey {
         /// Repeated by the answer.
         req: Req,
-        /// The new key's version.
+        /// The new key's version; 0 is whichever comes next.
         key_id: u16,
         /// Under the administrator's key.
         mac: &'a [u8; 16],
@@ -366,7 +373,7 @@ mod tests {
 
     #[test]
     fn kinds_of_later_versions_are_kept_by_number() {
-        for kind in (0x1B..=0x3E).chain(0x80..=0xFF) {
+        for kind in (0x1C..=0x3E).chain(0x80..=0xFF) {
             assert_eq!(Frame::decode(&[kind, 1, 2]), Ok(Frame::Unknown(kind)));
         }
     }

@@ -118,7 +118,6 @@ fn what_is_not_authentic_gets_no_byte_back() {
     silent(&mut world, net, &mut hand, &[0x45; 64], Drop::Version);
     silent(&mut world, net, &mut hand, &[0x94; 104], Drop::Kind);
     silent(&mut world, net, &mut hand, &[0x9F; 104], Drop::Kind);
-    silent(&mut world, net, &mut hand, &[0x41; 64], Drop::UnknownToken);
     let fields = hand.fields(7);
     let wrong = World::key(99).pair(fields.src, fields.dst);
     let init = *Initiator::start(&fields, &wrong, DhSecret::from_bytes([1; 32])).init();
@@ -129,7 +128,7 @@ fn what_is_not_authentic_gets_no_byte_back() {
 }
 
 #[test]
-fn random_bytes_get_no_byte_back() {
+fn random_bytes_get_no_byte_back_but_for_a_hint() {
     use rand_chacha::rand_core::Rng;
     let (mut world, net, mut hand) = target(|_| ());
     for n in 0..3_000usize {
@@ -140,7 +139,10 @@ fn random_bytes_get_no_byte_back() {
         }
         hand.send(&mut world, &bytes);
     }
-    assert_eq!(hand.inbox(&mut world), Vec::<Vec<u8>>::new());
+    // Whatever looks like a short packet may be one of a session that this net forgot: a hint, seldom, and smaller.
+    let answers = hand.inbox(&mut world);
+    assert!(answers.iter().all(|bytes| is_hint(bytes)), "{answers:?}");
+    assert!(answers.len() <= 2, "one in 200 ms: {answers:?}");
     let dropped: u64 = drops(&mut world, net).iter().map(|(_, count)| count).sum();
     assert_eq!(dropped, 3_000, "each counts once");
     assert_eq!(world.net(net).sessions(), 0);

@@ -92,7 +92,7 @@ fn another_address_sets_the_interval_back() {
 }
 
 #[test]
-fn a_dead_peer_is_noticed_within_8_seconds_of_the_first_unanswered_ping() {
+fn a_dead_peer_is_given_up_after_pings_and_a_handshake_that_it_leaves_unanswered() {
     let (mut world, net, mut hand) = opened();
     let address = hand.to;
     answer_pings(&mut world, &mut hand, 20 * SECOND, |_| address);
@@ -109,7 +109,8 @@ fn a_dead_peer_is_noticed_within_8_seconds_of_the_first_unanswered_ping() {
     });
     assert_eq!(why, CloseReason::Lost);
     let took = world.now.since(unanswered);
-    assert!(took <= 8 * SECOND + SECOND / 10, "{took:?}");
+    // Pings for 3 s, at this round trip, then a handshake for 10.
+    assert!(took <= 14 * SECOND, "{took:?}");
 }
 
 #[test]

@@ -177,6 +177,11 @@ impl Hand {
     }
 }
 
+/// True for a RESET-HINT.
+pub(crate) fn is_hint(bytes: &[u8]) -> bool {
+    matches!(Packet::decode(bytes), Ok(Packet::ResetHint(_)))
+}
+
 /// The device key that `World::config` gives to a number.
 pub(crate) fn device(n: u8) -> DeviceKey {
     DeviceKey::from_bytes([n.wrapping_mul(37) ^ 0x5C; 32])
@@ -252,7 +257,14 @@ pub(crate) fn post(
     let deadline = world.now + 30 * SECOND;
     world.command(net, |machine, now| {
         let options = OptionSet::default();
-        let request = Request { code: Code::POST, options: &options, payload, confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload,
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         machine.request(now, session, RequestId(id), &request)
     })
 }

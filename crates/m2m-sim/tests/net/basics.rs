@@ -23,7 +23,14 @@ fn post(world: &mut World, net: NetIndex, session: SessionId, id: u64, payload: 
     let deadline = world.now + 30 * SECOND;
     world.command(net, |machine, now| {
         let options = OptionSet::default();
-        let request = Request { code: Code::POST, options: &options, payload, confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload,
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         machine.request(now, session, RequestId(id), &request).expect("the request is taken");
     });
 }
@@ -347,8 +354,14 @@ fn a_request_that_gives_up_before_its_session_is_up_was_not_sent() {
     let deadline = world.now + SECOND;
     world.command(app, |net, now| {
         let options = OptionSet::default();
-        let request =
-            Request { code: Code::POST, options: &options, payload: b"x", confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload: b"x",
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         net.request(now, session, RequestId(1), &request).unwrap();
     });
     let why = world.wait_for(app, 2 * SECOND, |event| match event {

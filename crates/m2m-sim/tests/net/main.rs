@@ -1,5 +1,7 @@
 //! The machine on a simulated network.
 mod basics;
+mod congestion;
 mod promise;
+mod recovery;
 mod regressions;
 mod rekey;

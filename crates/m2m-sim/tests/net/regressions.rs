@@ -17,8 +17,14 @@ fn post(world: &mut World, net: NetIndex, session: SessionId, id: u64) {
     let deadline = world.now + 60 * SECOND;
     world.command(net, |machine, now| {
         let options = OptionSet::default();
-        let request =
-            Request { code: Code::POST, options: &options, payload: b"hello", confirmable: true, deadline };
+        let request = Request {
+            code: Code::POST,
+            options: &options,
+            payload: b"hello",
+            confirmable: true,
+            repeatable: false,
+            deadline,
+        };
         machine.request(now, session, RequestId(id), &request).expect("the request is taken");
     });
 }

@@ -1,6 +1,7 @@
 //! The part of a line that exists only while it has something to do.
 use super::super::{
     code::Code,
+    congestion::Congestion,
     exchange::{Context, Failure, LineConfig, LineError, LineEvent, Outbound, Outcome, RequestId},
     incoming::{AnswerLimits, Incoming, IncomingId, Repeat},
     message::{MessageToken, MessageType, Mid},
@@ -25,6 +26,9 @@ pub(super) struct Busy {
     pub(super) incoming: Incoming,
     pub(super) ready: VecDeque<Ready>,
     pub(super) events: VecDeque<LineEvent>,
+    /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
+    pub(super) is_patient: bool,
+    pub(super) congestion: Congestion,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }
@@ -44,6 +48,11 @@ impl Busy {
             && self.incoming.open() == 0
             && self.ready.is_empty()
             && self.events.is_empty()
+    }
+
+    /// Idle, and without answers for repeated requests.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_idle() && self.incoming.answers() == 0
     }
 
     pub(super) fn check_room(&self, config: &LineConfig, is_confirmable: bool) -> Result<(), LineError> {
@@ -142,11 +151,22 @@ impl Busy {
         }
     }
 
+    /// A request of ours arrived, and its response follows. Its bytes stay if it may have to be sent again.
+    pub(super) fn acknowledged(&mut self, token: MessageToken, bytes: Vec<u8>, pool: &mut Pool) {
+        let Some(request) = self.outgoing.requests.get_mut(&token) else { return pool.give(bytes) };
+        request.progress = Progress::Acked;
+        if request.is_repeatable {
+            request.kept = Some(bytes);
+        } else {
+            pool.give(bytes);
+        }
+    }
+
     pub(super) fn fail(&mut self, next_mid: Mid, token: MessageToken, reason: Failure, pool: &mut Pool) {
         let Some(request) = self.outgoing.forget(next_mid, token, pool) else { return };
         let reason = match (request.progress, reason) {
             (_, Failure::TooLarge) => Failure::TooLarge,
-            (Progress::Waiting, _) => Failure::NotSent,
+            (Progress::Waiting, _) if !request.has_left => Failure::NotSent,
             _ => reason,
         };
         self.events.push_back(LineEvent::Failed { id: RequestId(token), user: request.user, reason });

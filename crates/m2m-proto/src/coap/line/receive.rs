@@ -7,7 +7,7 @@ use super::{
         incoming::Seen,
         message::{Message, MessageType},
         option::OptionNumber,
-        outgoing::{Progress, Purpose, Request},
+        outgoing::{Progress, Purpose},
     },
     Line,
     busy::encode_overload,
@@ -110,11 +110,14 @@ impl Line {
         let busy = self.busy.as_mut()?;
         let token = message.token();
         let request = busy.outgoing.requests.get_mut(&token)?;
-        let Request { user, progress, is_observe, .. } = *request;
+        let (user, progress, is_observe) = (request.user, request.progress, request.is_observe);
         let is_last =
             !(is_observe && message.code().is_success() && message.option(OptionNumber::OBSERVE).is_some());
         if progress == Progress::Waiting {
             return None;
+        }
+        if let Some(kept) = request.kept.take() {
+            cx.pool.give(kept);
         }
         if is_last {
             busy.outgoing.requests.remove(&token);
@@ -124,6 +127,12 @@ impl Line {
         }
         let answered = match progress {
             Progress::Sent(mid) => busy.outgoing.close(self.next_mid, mid).and_then(|open| {
+                if message.code() == Code::TOO_MANY_REQUESTS {
+                    // RFC 8516 section 3: to go on as before would only be refused again.
+                    busy.congestion.lost(cx.now, open.last_sent);
+                } else {
+                    busy.congestion.acknowledged(open.last_sent, cx.config.window);
+                }
                 cx.pool.give(open.bytes);
                 open.first_packet
             }),
@@ -156,17 +165,17 @@ impl Line {
             return self.accept_response(cx, message).unwrap_or(unmatched);
         }
         let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return unmatched };
-        cx.pool.give(open.bytes);
+        busy.congestion.acknowledged(open.last_sent, cx.config.window);
+        let answered = open.first_packet;
         match purpose {
-            Purpose::Request(token) => {
-                if let Some(request) = busy.outgoing.requests.get_mut(&token) {
-                    request.progress = Progress::Acked;
-                }
+            Purpose::Request(token) => busy.acknowledged(token, open.bytes, cx.pool),
+            Purpose::Notification(user) => {
+                cx.pool.give(open.bytes);
+                busy.events.push_back(LineEvent::Notified { user });
             }
-            Purpose::Notification(user) => busy.events.push_back(LineEvent::Notified { user }),
-            Purpose::Response => {}
+            Purpose::Response => cx.pool.give(open.bytes),
         }
-        Handled { outcome: Outcome::Done, answered: open.first_packet }
+        Handled { outcome: Outcome::Done, answered }
     }
 
     fn handle_reset(&mut self, cx: &mut Context<'_>, message: &Message<'_>) -> Handled {

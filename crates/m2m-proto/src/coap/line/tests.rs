@@ -8,6 +8,7 @@ use crate::coap::{
     option_set::OptionSet,
     pool::Pool,
 };
+use alloc::vec::Vec;
 use rand_chacha::rand_core::SeedableRng;
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -17,6 +18,7 @@ use std::{
 };
 
 mod bounds;
+mod flow;
 mod pipe;
 mod rules;
 
@@ -79,6 +81,7 @@ impl Side {
             options: &options,
             payload: &payload,
             is_confirmable,
+            is_repeatable: false,
             is_observe: false,
             deadline,
             user,

@@ -150,6 +150,42 @@ impl fmt::Display for FoundStatus {
     }
 }
 
+/// What a DONE frame says (protocol, section 5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DoneStatus(pub u8);
+
+impl DoneStatus {
+    /// It is done.
+    pub const DONE: DoneStatus = DoneStatus(0);
+    /// That net does not allow it.
+    pub const NOT_ALLOWED: DoneStatus = DoneStatus(1);
+    /// The mac was not made from the key that the net has now.
+    pub const WRONG_MAC: DoneStatus = DoneStatus(2);
+    /// Another version of the key would be the next.
+    pub const WRONG_KEY_ID: DoneStatus = DoneStatus(3);
+    /// It could not be kept.
+    pub const NOT_STORED: DoneStatus = DoneStatus(4);
+    /// Another change is under way.
+    pub const BUSY: DoneStatus = DoneStatus(5);
+    /// The new key is too short or too long.
+    pub const BAD_KEY: DoneStatus = DoneStatus(6);
+}
+
+impl fmt::Display for DoneStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            DoneStatus::DONE => "done",
+            DoneStatus::NOT_ALLOWED => "it does not allow that from afar",
+            DoneStatus::WRONG_MAC => "its key now is another than the one that was given",
+            DoneStatus::WRONG_KEY_ID => "its key has another version than expected",
+            DoneStatus::NOT_STORED => "it could not store it, and keeps what it has",
+            DoneStatus::BUSY => "another change is under way there: try again later",
+            DoneStatus::BAD_KEY => "the new key is too short or too long",
+            DoneStatus(other) => return write!(f, "status {other}"),
+        })
+    }
+}
+
 /// The flags of a RELAY frame; unknown bits are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct RelayFlags(pub u8);
@@ -215,6 +251,7 @@ mod tests {
         assert_eq!(ErrorCode(200).to_string(), "relay error 200");
         assert_eq!(RegisterStatus(200).to_string(), "registration status 200");
         assert_eq!(FoundStatus(200).to_string(), "lookup status 200");
+        assert_eq!(DoneStatus(200).to_string(), "status 200");
     }
 
     #[test]
@@ -223,6 +260,7 @@ mod tests {
         let texts = texts.chain((1..=4).map(|n| ErrorCode(n).to_string()));
         let texts = texts.chain((0..=7).map(|n| RegisterStatus(n).to_string()));
         let texts = texts.chain((0..=4).map(|n| FoundStatus(n).to_string()));
+        let texts = texts.chain((0..=6).map(|n| DoneStatus(n).to_string()));
         for text in texts {
             assert!(!text.contains(|c: char| c.is_ascii_digit()), "{text:?}");
         }

@@ -20,7 +20,7 @@ pub(super) fn frame(bytes: &[u8]) -> Result<Frame<'_>, FrameError> {
     match r.u8().map_err(|_| FrameError::Empty)? {
         BUNDLE => Err(FrameError::Nested),
         first if MESSAGE.contains(&first) => Err(FrameError::NotAFrame),
-        kind @ (kind::PAD..=kind::DONE | kind::CLOSE) => session_frame(kind, &mut r),
+        kind @ (kind::PAD..=kind::DONE | kind::CLOSE | kind::RESUMED) => session_frame(kind, &mut r),
         kind @ (kind::REGISTER..=kind::UNBIND) => relay_frame(kind, &mut r),
         other => Ok(Frame::Unknown(other)),
     }
@@ -36,6 +36,7 @@ fn session_frame<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Frame<'a>, FrameErr
             let resumes = r.u8()? & 1 != 0;
             Frame::Confirm { mem: r.u32()?, resume: if resumes { Some(*r.array()?) } else { None } }
         }
+        kind::RESUMED => Frame::Resumed { remembered: r.u8()? & 1 != 0 },
         kind::PATH_CHALLENGE => Frame::PathChallenge(*r.array()?),
         kind::PATH_RESPONSE => Frame::PathResponse(*r.array()?),
         kind::REKEY => {

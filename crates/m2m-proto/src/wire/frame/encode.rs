@@ -10,6 +10,7 @@ impl Frame<'_> {
             Frame::Ping { .. } => kind::PING,
             Frame::Pong { .. } => kind::PONG,
             Frame::Confirm { .. } => kind::CONFIRM,
+            Frame::Resumed { .. } => kind::RESUMED,
             Frame::PathChallenge(_) => kind::PATH_CHALLENGE,
             Frame::PathResponse(_) => kind::PATH_RESPONSE,
             Frame::Rekey { .. } => kind::REKEY,
@@ -50,6 +51,7 @@ impl Frame<'_> {
             }
             Frame::Confirm { mem, resume: None } => put(&[&[0], &be32(mem)]),
             Frame::Confirm { mem, resume: Some(tag) } => put(&[&[1], &be32(mem), &tag]),
+            Frame::Resumed { remembered } => put(&[&[remembered.into()]]),
             Frame::PathChallenge(data) | Frame::PathResponse(data) => put(&[&data]),
             Frame::Rekey { req, generation, ephemeral, key } => {
                 put(&[&be16(req.0), &be32(generation), &[(!key.is_empty()).into()], ephemeral]);

@@ -29,7 +29,7 @@ pub(crate) struct Material {
 /// Material for a frame of any kind that this version knows.
 pub(crate) fn material() -> impl Strategy<Value = Material> {
     let numbers =
-        (kind::PAD..=kind::UNBIND, any::<bool>(), any::<u8>(), any::<u16>(), any::<u32>(), any::<u64>());
+        (kind::PAD..=kind::RESUMED, any::<bool>(), any::<u8>(), any::<u16>(), any::<u32>(), any::<u64>());
     let arrays = (any::<[[u8; 16]; 2]>(), any::<[u8; 32]>(), vec(any::<u8>(), MIN_INNER..256));
     let address = prop_oneof![
         Just(None),
@@ -58,6 +58,7 @@ impl Material {
             kind::PING => Frame::Ping { req, next_s: self.number as u16 },
             kind::PONG => Frame::Pong { req, draining: self.flag, observed: self.address },
             kind::CONFIRM => Frame::Confirm { mem: self.number, resume: self.flag.then_some(data) },
+            kind::RESUMED => Frame::Resumed { remembered: self.flag },
             kind::PATH_CHALLENGE => Frame::PathChallenge(data),
             kind::PATH_RESPONSE => Frame::PathResponse(data),
             kind::REKEY => {

@@ -56,6 +56,7 @@ fn send(side: &mut Side, user: u64, is_confirmable: bool, len: usize) {
         options: &OptionSet::new(),
         payload: &vec![0; len],
         is_confirmable,
+        is_repeatable: false,
         is_observe: false,
         deadline: at(100_000),
         user,

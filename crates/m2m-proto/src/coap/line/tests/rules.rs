@@ -195,9 +195,9 @@ fn a_deadline_ends_what_was_sent_and_what_waits() {
     for user in 0..20 {
         a.request_by(at(0), user, true, at(1000 + user)).unwrap();
     }
-    assert_eq!(a.drain(at(0)).len(), 16);
+    assert_eq!(a.drain(at(0)).len(), 10);
     a.tick(at(1019));
-    let expected = |user| (user, if user < 16 { Failure::TimedOut } else { Failure::NotSent });
+    let expected = |user| (user, if user < 10 { Failure::TimedOut } else { Failure::NotSent });
     assert_eq!(failures(&mut a), (0..20).map(expected).collect::<Vec<_>>());
     assert!(a.line.is_idle());
     assert_eq!(a.drain(at(1020)), []);
@@ -248,6 +248,7 @@ fn refuses_what_cannot_be_sent() {
         options: &options,
         payload: &large,
         is_confirmable: true,
+        is_repeatable: false,
         is_observe: false,
         deadline: at(1000),
         user: 0,
@@ -442,7 +443,7 @@ fn a_new_session_sends_again_what_was_in_flight() {
     b.drain(at(1));
     // The answer is lost with the session; both lines move to another.
     a.next_packet = 0;
-    a.line.send_again();
+    a.with(at(100), |line, cx| line.taken_over(cx));
     let again = a.drain(at(100));
     assert_eq!([&again[0].1, &again[1].1], [&sent[0].1, &sent[1].1]);
     assert_eq!(b.receive(at(101), &again[0].1).outcome, Outcome::Repeated);
@@ -463,6 +464,7 @@ fn observations_last_until_they_are_forgotten() {
         options: &options,
         payload: &[],
         is_confirmable: true,
+        is_repeatable: false,
         is_observe: true,
         deadline: at(5000),
         user: 3,

@@ -1,0 +1,136 @@
+//! Device-key pinning (protocol, section 8.1): a session that its initiator opened to one device, not to whoever holds
+//! the peer's net key. PROVE_ASK goes with the first packet; until PROVE was checked nothing of the user's leaves, in
+//! either direction, and the session counts as not up.
+use alloc::boxed::Box;
+
+use super::{
+    Net,
+    session::{Ask, Session},
+};
+use crate::{
+    error::{CloseReason, ConnectError},
+    event::{Event, SessionId},
+    session::{
+        handshake::Established,
+        keys::{self, DhSecret, Role},
+    },
+    stats::Drop,
+    time::Time,
+    wire::frame::CloseCode,
+};
+
+/// The device that a session's peer has to be.
+pub(crate) struct Pin {
+    public: [u8; 32],
+    /// What its proof will be checked against; none before the handshake is done, and none once it is proved.
+    awaiting: Option<Awaiting>,
+}
+
+struct Awaiting {
+    ephemeral: DhSecret,
+    hash: [u8; 32],
+}
+
+impl Pin {
+    pub(super) fn new(public: [u8; 32]) -> Pin {
+        Pin { public, awaiting: None }
+    }
+}
+
+/// The responder's side of a pinned session.
+pub(crate) enum Proving {
+    /// It was asked in the first packet, when there was no budget for the curve: it will be asked again.
+    Asked(Prover),
+    /// Sent again whenever it is asked for again.
+    Made(keys::Proof),
+}
+
+/// What a proof is made from: known until the first packet has acted.
+#[derive(Clone, Copy)]
+pub(crate) struct Prover {
+    pub(crate) peer_ephemeral: [u8; 32],
+    pub(crate) hash: [u8; 32],
+}
+
+impl Session {
+    /// True between the handshake and the proof that the peer is the pinned device.
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.awaiting.is_some())
+    }
+
+    /// Up, and its peer is who it has to be: the user's words may leave.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_up() && !self.is_unproven()
+    }
+}
+
+impl Net {
+    /// A handshake of ours is done: asks for the proof, if the session is pinned. True if it has to be waited for.
+    pub(super) fn ask_for_proof(&mut self, now: Time, id: SessionId, established: &Established) -> bool {
+        let Some(session) = self.table.get_mut(id) else { return false };
+        let Some(pin) = session.pin.as_mut() else { return false };
+        let (ephemeral, hash) = (established.ephemeral.clone(), *established.hash());
+        pin.awaiting = Some(Awaiting { ephemeral, hash });
+        session.control.ask(Ask::Prove, now);
+        true
+    }
+
+    /// PROVE came to the initiator: the session is up now, or over.
+    pub(super) fn on_device_proof(&mut self, now: Time, id: SessionId, shown: &keys::Proof) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(pin) = session.pin.as_mut() else { return };
+        let Some(awaiting) = pin.awaiting.as_ref() else { return };
+        // Another device's proof costs no key exchange.
+        let holds = shown.public == pin.public
+            && shown.verify(&awaiting.ephemeral, &awaiting.hash, Role::Responder).is_ok();
+        if !holds {
+            self.stats.drop(Drop::BadHandshake);
+            return self.end_unproven(now, id, ConnectError::WrongDevice);
+        }
+        pin.awaiting = None;
+        session.control.asks.retain(|ask| ask.what != Ask::Prove);
+        let peer = session.peer;
+        self.event(Event::Connected { session: id, peer });
+    }
+
+    /// Ends a session that its user was never told to be up.
+    pub(super) fn end_unproven(&mut self, now: Time, id: SessionId, why: ConnectError) {
+        let Some(path) = self.table.get(id).map(|session| session.path) else { return };
+        let code = if why == ConnectError::WrongDevice { CloseCode::REFUSED } else { CloseCode::DONE };
+        self.send_frame(now, id, path, &crate::wire::frame::Frame::Close { code, text: "" });
+        self.fail(now, id, why);
+    }
+
+    /// PROVE_ASK came to the responder. `prover` is there in the first packet of a session only.
+    pub(super) fn on_prove_ask(&mut self, now: Time, id: SessionId, prover: Option<Prover>) {
+        let Some(session) = self.table.get_mut(id).filter(|session| session.role == Role::Responder) else {
+            return;
+        };
+        if let Some(prover) = prover {
+            session.control.proving = Some(Box::new(Proving::Asked(prover)));
+        }
+        let Some(proving) = session.control.proving.as_deref_mut() else {
+            return self.stats.drop(Drop::BadHandshake);
+        };
+        if let Proving::Asked(prover) = proving {
+            if !self.dh_budget.take(now, 1) {
+                return self.stats.drop(Drop::OverBudget);
+            }
+            let Ok(proof) = self.config.device.prove(&prover.peer_ephemeral, &prover.hash, Role::Responder)
+            else {
+                session.control.proving = None;
+                return;
+            };
+            *proving = Proving::Made(proof);
+        }
+        session.control.proof_due = true;
+    }
+}
+
+/// Why a session whose peer was never proved did not come up.
+pub(super) fn why_unproven(why: CloseReason) -> ConnectError {
+    match why {
+        CloseReason::Local => ConnectError::Closed,
+        _ => ConnectError::WrongDevice,
+    }
+}
