@@ -264,6 +264,16 @@ impl Secure {
         }
     }
 
+    /// The highest number of a packet that was opened.
+    pub fn newest(&self) -> Option<Pn> {
+        self.window.newest()
+    }
+
+    /// How long the next packet will be with so many bytes of plaintext.
+    pub fn sealed_len(&self, plain: usize) -> usize {
+        self.pn_len().header_len() + plain + self.seal.suite().tag_len()
+    }
+
     /// An answer to our packet of this number came.
     pub fn answered(&mut self, pn: Pn) {
         self.answered = self.answered.max(Some(pn));

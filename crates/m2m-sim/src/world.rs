@@ -228,6 +228,16 @@ impl World {
         self.members[index.0].net = None;
     }
 
+    /// The net sends from another address from now on, of which it learns nothing. What goes to the old one reaches it
+    /// too if `keeps_old`, else nobody.
+    pub fn move_net(&mut self, index: NetIndex, address: SocketAddr, keeps_old: bool) {
+        let old = core::mem::replace(&mut self.members[index.0].address, address);
+        if !keeps_old {
+            self.by_address.remove(&old);
+        }
+        self.by_address.insert(address, index);
+    }
+
     /// Where a net lives.
     pub fn address(&self, index: NetIndex) -> SocketAddr {
         self.members[index.0].address

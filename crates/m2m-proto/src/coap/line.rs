@@ -32,6 +32,7 @@ use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 mod busy;
 mod depart;
 mod fit;
+mod moved;
 mod receive;
 mod takeover;
 

@@ -104,6 +104,7 @@ impl Net {
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
         let message = self.line_timeout(now, id);
+        self.path_timeout(now, id);
         if question || message {
             self.recover_if_silent(now, id);
         }

@@ -10,4 +10,5 @@ mod registration;
 mod rekey;
 mod relay;
 mod rig;
+mod roaming;
 mod squatters;

@@ -5,3 +5,4 @@ mod promise;
 mod recovery;
 mod regressions;
 mod rekey;
+mod roaming;
