@@ -17,6 +17,7 @@ cargo xtask test [STEP...]                 everything a change must pass, or onl
 cargo xtask sim --seeds N [--seed S]       the simulated network: N seeds, or from seed S on
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
 cargo xtask bench                          the core's benchmarks
+cargo xtask rekey                          10^6 requests across 1,000 changes of keys
 cargo xtask help                           this text
 
 M2M_INSTALL_DENY=1 lets `test` install cargo-deny when it is missing.";
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
         Some((&"test", steps)) => return test::run(steps),
         Some((&"sim", options)) => sim(options),
         Some((&"fuzz", options)) => fuzz::run(options),
+        Some((&"rekey", [])) => {
+            Ok(cargo(&["test", "--release", "--package", "m2m-proto", "--test", "rekeys"]))
+        }
         Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
         Some((&("help" | "--help" | "-h"), _)) | None => {
             println!("{HELP}");

@@ -142,7 +142,8 @@ pub struct Limits {
     pub half_open_per_peer: usize,
     /// INITs per second and source network. Default 50, burst 100.
     pub init_rate: Rate,
-    /// X25519 operations for strangers' INITs per second; beyond it they are sent a COOKIE. Default 2,000.
+    /// X25519 operations for strangers' INITs and for changes of keys per second; beyond it the ones are sent a COOKIE, the
+    /// others wait. Default 2,000.
     pub dh_rate: Rate,
     /// Registered ids. Default 65,536.
     pub registrations: usize,
@@ -164,8 +165,12 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Datagrams that wait to leave. Default 4,096.
     pub outputs: usize,
-    /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6).
+    /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6);
+    /// 2^21 with AES-128-CCM-8.
     pub packets_per_key: u64,
+    /// Packets sent under one generation of keys before new ones are asked for. Default and most 2^22 (2^20 with
+    /// AES-128-CCM-8), least 32.
+    pub rekey_packets: u64,
 }
 
 impl Default for Limits {
@@ -188,6 +193,7 @@ impl Default for Limits {
             answer_bytes: 64 << 10,
             outputs: 4_096,
             packets_per_key: crate::session::KEY_LIMIT,
+            rekey_packets: 1 << 22,
         }
     }
 }
@@ -234,6 +240,8 @@ pub struct Timers {
     pub ack_delay: Duration,
     /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
     pub key_grace: Duration,
+    /// New keys are asked for with the first packet after this time, never for their own sake. Default 24 h, least 1 s.
+    pub rekey_interval: Duration,
 }
 
 impl Default for Timers {
@@ -250,6 +258,7 @@ impl Default for Timers {
             closing: Duration::from_secs(3),
             ack_delay: Duration::from_millis(50),
             key_grace: Duration::from_secs(24 * 3600),
+            rekey_interval: Duration::from_secs(24 * 3600),
         }
     }
 }

@@ -83,6 +83,8 @@ pub enum CommandError {
     NotUp,
     /// A net key that is too short or too long.
     BadKey,
+    /// A secret for new keys has 16 to 64 bytes, not this many.
+    SecretLength(usize),
 }
 
 impl CommandError {
@@ -96,7 +98,8 @@ impl CommandError {
             | CommandError::OwnId
             | CommandError::WrongCode
             | CommandError::NotUp
-            | CommandError::BadKey => ErrorKind::Configuration,
+            | CommandError::BadKey
+            | CommandError::SecretLength(_) => ErrorKind::Configuration,
         }
     }
 }
@@ -122,6 +125,9 @@ impl fmt::Display for CommandError {
             CommandError::NotUp => write!(f, "the session is not up yet: wait until it is"),
             CommandError::BadKey => write!(f, "a net key has 16 to 64 bytes"),
             CommandError::WrongCode => write!(f, "that code belongs to another kind of message"),
+            CommandError::SecretLength(len) => {
+                write!(f, "a secret for new keys has 16 to 64 bytes, this has {len}")
+            }
         }
     }
 }

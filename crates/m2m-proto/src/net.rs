@@ -9,7 +9,8 @@
 //!                             ├─ connect  RESP, COOKIE (initiator)          session   what is kept of one
 //!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
-//!  poll_output ─ transmit                        └─ messages └─ relay       forwarding
+//!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
+//!                                                            └─ rekey, renew_token   other keys, other tokens
 //! ```
 use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
@@ -54,7 +55,9 @@ mod path;
 mod pinning;
 mod recover;
 mod registrar;
+mod rekey;
 mod relay;
+mod renew_token;
 mod session;
 mod table;
 mod timers;
@@ -534,6 +537,9 @@ impl Net {
         for ask in core::mem::take(&mut session.control.asks) {
             self.ask_failed(ask.what, ControlError::NotSent(why));
         }
+        let is_local = why == ConnectError::Closed;
+        let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
+        self.renewal_failed(session.renewal.take(), lost);
         match session.host {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),

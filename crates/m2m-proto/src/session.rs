@@ -4,17 +4,20 @@ pub mod keys;
 pub mod pn;
 pub mod replay;
 
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use core::ops::Range;
 
 use handshake::Established;
 pub use keys::OpenError;
-use keys::{OpenKey, Root, SealKey, ShortHeader};
+use keys::{DhShared, OpenKey, Role, Root, SealKey, ShortHeader, Suite};
 use pn::Pn;
 use replay::{Verdict, Window};
 use subtle::ConstantTimeEq;
 
-use crate::wire::packet::{PnLen, Token};
+use crate::{
+    time::{Duration, Time},
+    wire::packet::{PnLen, Token},
+};
 
 /// Bytes that a short packet adds to its plaintext with the usual two-byte packet number and a 16-byte tag.
 pub const SHORT_OVERHEAD: usize = 1 + 4 + 2 + 16;
@@ -22,21 +25,86 @@ pub const SHORT_OVERHEAD: usize = 1 + 4 + 2 + 16;
 pub const MAX_SHORT_OVERHEAD: usize = SHORT_OVERHEAD + 2;
 /// So many packets one key protects; then the session ends (protocol, section 4.2; RFC 9001, 6.6 allows 2^23).
 pub const KEY_LIMIT: u64 = 1 << 23;
+/// A change of keys is asked for no sooner than after so many packets: the change itself takes a few.
+const MIN_REKEY_PACKETS: u64 = 32;
+/// And no sooner than after this time.
+const MIN_REKEY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The bit of a short packet's first byte that tells the generation of keys.
 const KEY_PHASE: u8 = 0b0010_0000;
 
+/// How much one generation of a suite's keys may be used (protocol, section 4.2).
+struct KeyLimits {
+    /// Packets sealed, before new keys are asked for, and at most.
+    sealed: (u64, u64),
+    /// Packets that did not open, likewise.
+    failed: (u32, u32),
+}
+
+impl KeyLimits {
+    const fn of(suite: Suite) -> KeyLimits {
+        match suite {
+            // RFC 9147, 4.5.3 allows 2^36 forgeries; fewer fit the counter.
+            Suite::Aes128Gcm | Suite::Aes256Gcm => {
+                KeyLimits { sealed: (1 << 22, KEY_LIMIT), failed: (1 << 31, u32::MAX) }
+            }
+            // RFC 9001, B.2: 2^21.5 packets. A tag of 8 bytes is guessed once in 2^64: few tries are allowed.
+            Suite::Aes128Ccm8 => KeyLimits { sealed: (1 << 20, 1 << 21), failed: (1 << 7, 1 << 13) },
+        }
+    }
+}
+
 /// What protects the packets of one session. Keys are kept raw and expanded at use, so that an idle session is small.
+///
+/// Keys change by generations, whose lowest bit travels in each packet (protocol, section 4.2):
+///
+/// ```text
+///  who asks:     n ──────── switch ──────────> n+1, opens n too ── drop_previous ──> n+1
+///  who answers:  n ── prepare ──> n, opens n+1 too ── a packet of n+1 ──> n+1, opens n too ── drop_previous ──> n+1
+/// ```
 pub struct Secure {
     root: Root,
     seal: SealKey,
     open: OpenKey,
     peer_token: Token,
-    /// The number of the next packet to send; never used twice.
+    generation: u32,
+    /// Packets that did not open in this generation.
+    failed: u32,
+    /// Another generation whose packets open.
+    other: Option<Box<Other>>,
+    /// The number of the next packet to send; never used twice, whatever the keys.
     next_pn: Pn,
+    /// The number of the first packet sealed in this generation.
+    first_pn: Pn,
+    /// When that was; [`Time::NEVER`] before.
+    since: Time,
     /// The highest of our numbers that an answer came to.
     answered: Option<Pn>,
     window: Window,
+    /// The number of the packet opened last.
+    opened: Pn,
+    /// The number of the packet that named the peer's token.
+    named_in: Pn,
+}
+
+/// The other generation beside the one that packets are sealed in.
+enum Other {
+    /// The next one: agreed on, and not used by the peer yet.
+    Next(Generation),
+    /// The one before: what the peer sealed before it changed still opens.
+    Previous {
+        open: OpenKey,
+        /// The peer has sealed in the present generation.
+        peer_follows: bool,
+        /// What it names if it opens the session anew before it has.
+        resume_tag: [u8; 8],
+    },
+}
+
+struct Generation {
+    root: Root,
+    seal: SealKey,
+    open: OpenKey,
 }
 
 impl Secure {
@@ -48,9 +116,16 @@ impl Secure {
             seal,
             open,
             peer_token: established.peer_token(),
+            generation: 0,
+            failed: 0,
+            other: None,
             next_pn: Pn(0),
+            first_pn: Pn(0),
+            since: Time::NEVER,
             answered: None,
             window: Window::default(),
+            opened: Pn(0),
+            named_in: Pn(0),
         }
     }
 
@@ -62,8 +137,12 @@ impl Secure {
 
     /// Seals what [`Secure::begin`] and the caller wrote. The packet number is spent, whatever happens to the packet.
     pub fn seal(&mut self, buffer: &mut Vec<u8>) {
-        let header =
-            ShortHeader { key_phase: false, token: self.peer_token, pn: self.next_pn, pn_len: self.pn_len() };
+        let header = ShortHeader {
+            key_phase: self.key_phase(),
+            token: self.peer_token,
+            pn: self.next_pn,
+            pn_len: self.pn_len(),
+        };
         buffer.resize(buffer.len() + self.seal.suite().tag_len(), 0);
         self.next_pn = Pn(self.next_pn.0 + 1);
         self.seal
@@ -71,16 +150,32 @@ impl Secure {
             .expect("the buffer begins with a header and holds a byte of plaintext");
     }
 
-    /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window.
+    /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window,
+    /// or begins the next generation of keys.
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
-        if packet.first().is_some_and(|first| first & KEY_PHASE != 0) {
-            // A generation of keys that was never agreed on (protocol, section 4.2).
-            return Err(OpenError::Forged);
-        }
+        let phase = packet.first().is_some_and(|first| first & KEY_PHASE != 0);
+        let is_current = phase == self.key_phase();
+        let key = match self.other.as_deref() {
+            _ if is_current => &self.open,
+            Some(Other::Next(next)) => &next.open,
+            Some(Other::Previous { open, .. }) => open,
+            // A generation of keys that was never agreed on, or is over.
+            None => return Err(OpenError::Forged),
+        };
         let largest = self.window.newest().unwrap_or_default();
         let window = &self.window;
-        let (pn, plain) = self.open.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh)?;
+        let opened = key.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh);
+        if opened == Err(OpenError::Forged) {
+            self.failed = self.failed.saturating_add(1);
+        }
+        let (pn, plain) = opened?;
         self.window.mark(pn);
+        self.opened = pn;
+        match self.other.as_deref_mut() {
+            Some(Other::Previous { peer_follows, .. }) => *peer_follows |= is_current,
+            Some(Other::Next(_)) if !is_current => self.begin_next(),
+            _ => {}
+        }
         Ok(plain)
     }
 
@@ -92,6 +187,91 @@ impl Secure {
     /// How long the next packet will be with so many bytes of plaintext.
     pub fn sealed_len(&self, plain: usize) -> usize {
         self.pn_len().header_len() + plain + self.seal.suite().tag_len()
+    }
+
+    /// The generation of keys that packets are sealed in: 0 after the handshake.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The one after it. After the last of all numbers comes 0: only its lowest bit matters.
+    pub fn next_generation(&self) -> u32 {
+        self.generation.wrapping_add(1)
+    }
+
+    /// For the side that answers: the next generation's keys. The peer's first packet under them begins it. Replaces
+    /// what an earlier call prepared; what was sealed in the generation before the present one opens no more.
+    pub fn prepare(&mut self, role: Role, fresh: &DhShared, secret_set: Option<&[u8]>) {
+        let next = self.after(role, fresh, secret_set);
+        self.other = Some(Box::new(Other::Next(next)));
+    }
+
+    /// For the side that asked: the next generation begins now.
+    pub fn switch(&mut self, role: Role, fresh: &DhShared, secret_set: Option<&[u8]>) {
+        let next = self.after(role, fresh, secret_set);
+        self.begin_generation(next, false);
+    }
+
+    /// True while a generation was prepared that the peer has not begun.
+    pub fn is_prepared(&self) -> bool {
+        matches!(self.other.as_deref(), Some(Other::Next(_)))
+    }
+
+    /// What is known of the peer's change to the present generation, while packets of the one before still open: whether
+    /// it has followed. None at other times.
+    pub fn peer_follows(&self) -> Option<bool> {
+        match self.other.as_deref()? {
+            Other::Previous { peer_follows, .. } => Some(*peer_follows),
+            Other::Next(_) => None,
+        }
+    }
+
+    /// True while packets of another generation open too.
+    pub fn has_other_keys(&self) -> bool {
+        self.other.is_some()
+    }
+
+    /// Packets of the generation before open no longer.
+    pub fn drop_previous(&mut self) {
+        if !self.is_prepared() {
+            self.other = None;
+        }
+    }
+
+    /// True if it is time to change keys, at a moment when a packet has left: after so many packets, so long after the
+    /// first packet of this generation, or because too many failed to open.
+    pub fn is_rekey_due(&mut self, now: Time, packets: u64, interval: Duration) -> bool {
+        if self.since == Time::NEVER {
+            self.since = now;
+        }
+        let limits = KeyLimits::of(self.seal.suite());
+        self.sealed() >= packets.min(limits.sealed.0).max(MIN_REKEY_PACKETS)
+            || now.since(self.since) >= interval.max(MIN_REKEY_INTERVAL)
+            || self.is_under_attack()
+    }
+
+    /// True once the keys of this generation have sealed as many packets as they may, or as `most`, and `more`.
+    pub fn is_spent(&self, most: u64, more: u64) -> bool {
+        self.sealed() >= most.min(KeyLimits::of(self.seal.suite()).sealed.1) + more
+    }
+
+    /// True once so many packets failed to open in this generation that its keys should change.
+    pub fn is_under_attack(&self) -> bool {
+        self.failed >= KeyLimits::of(self.seal.suite()).failed.0
+    }
+
+    /// True once so many packets failed to open in this generation that a forgery comes within reach.
+    pub fn is_beset(&self) -> bool {
+        self.failed >= KeyLimits::of(self.seal.suite()).failed.1
+    }
+
+    /// From now on the peer's packets are labelled with this token, as the packet opened last says, unless a later
+    /// packet has said something else.
+    pub fn label_with(&mut self, token: Token) {
+        if self.opened >= self.named_in {
+            self.named_in = self.opened;
+            self.peer_token = token;
+        }
     }
 
     /// An answer to our packet of this number came.
@@ -116,12 +296,52 @@ impl Secure {
 
     /// Whether a session that names this tag means to take this one over; compared in constant time.
     pub fn has_resume_tag(&self, tag: &[u8; 8]) -> bool {
-        self.root.resume_tag().ct_eq(tag).into()
+        let other = match self.other.as_deref() {
+            // The peer may be a generation ahead of us, or behind.
+            Some(Other::Next(next)) => next.root.resume_tag(),
+            Some(Other::Previous { resume_tag, .. }) => *resume_tag,
+            None => self.root.resume_tag(),
+        };
+        (self.root.resume_tag().ct_eq(tag) | other.ct_eq(tag)).into()
     }
 
     /// What a session that takes this one over will name (protocol, section 9).
     pub fn resume_tag(&self) -> [u8; 8] {
         self.root.resume_tag()
+    }
+
+    fn after(&self, role: Role, fresh: &DhShared, secret_set: Option<&[u8]>) -> Generation {
+        let root = self.root.next(fresh, secret_set);
+        let (seal, open) = root.packet_keys(self.seal.suite(), role);
+        Generation { root, seal, open }
+    }
+
+    /// The peer has begun the generation that was prepared.
+    fn begin_next(&mut self) {
+        match self.other.take().map(|other| *other) {
+            Some(Other::Next(next)) => self.begin_generation(next, true),
+            other => self.other = other.map(Box::new),
+        }
+    }
+
+    fn begin_generation(&mut self, next: Generation, peer_follows: bool) {
+        let open = core::mem::replace(&mut self.open, next.open);
+        let resume_tag = self.root.resume_tag();
+        (self.root, self.seal) = (next.root, next.seal);
+        self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_tag }));
+        self.generation = self.next_generation();
+        self.failed = 0;
+        self.first_pn = self.next_pn;
+        self.since = Time::NEVER;
+    }
+
+    /// Packets sealed in this generation.
+    fn sealed(&self) -> u64 {
+        self.next_pn.0 - self.first_pn.0
+    }
+
+    fn key_phase(&self) -> bool {
+        self.generation & 1 != 0
     }
 
     fn pn_len(&self) -> PnLen {

@@ -188,6 +188,7 @@ impl Net {
             is_resumed: false,
             last_request: Time::ZERO,
             pin: None,
+            renewal: None,
             max_udp: super::max_udp(established.init.max_udp),
             dirty: false,
             armed: Time::NEVER,

@@ -99,6 +99,7 @@ impl Net {
             is_resumed: false,
             last_request: Time::ZERO,
             pin: None,
+            renewal: None,
             max_udp: super::MAX_DATAGRAM as u16,
             dirty: false,
             armed: Time::NEVER,

@@ -41,10 +41,17 @@ impl Net {
         }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
         let (len, newest) = (datagram.len(), secure.newest());
+        let generation = secure.generation();
         let plain = match secure.open(datagram) {
             Ok(range) => datagram.get(range).unwrap_or_default(),
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
-            Err(_) => return self.stats.drop(Drop::BadSeal),
+            Err(why) => {
+                self.stats.drop(Drop::BadSeal);
+                if why == OpenError::Forged {
+                    self.on_forged(now, id);
+                }
+                return;
+            }
         };
         let newest = secure.newest() > newest;
         let mut prover = match &session.state {
@@ -52,6 +59,7 @@ impl Net {
             _ => None,
         };
         let is_first = prover.is_some();
+        let is_rekeying = secure.has_other_keys();
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
@@ -70,9 +78,13 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
+        if is_rekeying {
+            self.on_opened(now, id, generation);
+        }
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
         // One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
         let (mut challenge, mut response, mut only_probes) = (None, None, true);
+        let mut key_exchange = None;
         for element in elements {
             if self.table.get(id).is_none_or(|session| !session.is_up()) {
                 return;
@@ -89,6 +101,7 @@ impl Net {
                     only_probes = false;
                     match frame {
                         Frame::ProveAsk { .. } => self.on_prove_ask(now, id, prover.take()),
+                        Frame::Rekey { .. } | Frame::Rekeyed { .. } => key_exchange = Some(frame),
                         _ => self.on_frame(now, id, origin, &frame),
                     }
                 }
@@ -96,6 +109,9 @@ impl Net {
         }
         let path = origin.path();
         self.on_arrival(now, id, &Arrival { path, len, newest, only_probes, challenge, response });
+        if let Some(frame) = key_exchange {
+            self.on_key_exchange(now, id, &frame);
+        }
         if is_first {
             self.evict_beyond_cap(now, id);
         }
@@ -184,7 +200,10 @@ impl Net {
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),
             Frame::Close { code, .. } => self.end(now, id, CloseReason::Peer(code.0), None),
             Frame::Prove { public, mac } => self.on_prove(now, id, public, mac),
-            Frame::Done { req, status } => self.on_done(now, id, req, status),
+            Frame::Done { req, status } => {
+                self.on_done(now, id, req, status);
+                self.on_token_done(now, id, req, status);
+            }
             Frame::NetKey { req, key_id, mac, key } => {
                 let change = super::netkey::Change { req, key_id, mac, key: key.expose() };
                 self.on_netkey(now, id, &change);
@@ -201,6 +220,7 @@ impl Net {
             Frame::Relay { hop_limit, flags, dst, src, inner } => {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }
+            Frame::NewToken { req, token } => self.on_new_token(id, req, token),
             Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
                 self.on_no_route(now, id, dst, packet);
             }
@@ -228,8 +248,8 @@ impl Net {
 
     fn on_pong(&mut self, now: Time, id: SessionId, req: Req, observed: Option<SocketAddr>) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Ping { .. } | Ask::Probe))
-        else {
+        let is_ping = |ask: &Ask| matches!(ask, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
+        let Some(asked) = session.control.answered(req, is_ping) else {
             return;
         };
         if let Some(secure) = session.secure.as_mut() {
@@ -247,6 +267,7 @@ impl Net {
         self.host_answered(now, id, asked.first_sent);
         match asked.what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: Some(rtt) }),
+            Ask::Announce { .. } => {}
             _ => self.grow_ping(id, observed),
         }
         self.tell_public_address(id, observed);

@@ -100,6 +100,16 @@ impl Session {
         tails.next = tails.next.wrapping_add(1);
     }
 
+    /// The keys are new: what hung on the old ones is void, and questions are asked again.
+    fn start_over(&mut self, now: Time) {
+        self.tails = None;
+        self.roaming = None;
+        self.last_heard = now;
+        self.keepalive.last_answer = now;
+        self.restart_renewal();
+        self.control.ask_again(now);
+    }
+
     /// A new handshake is on its way.
     pub(super) fn is_recovering(&self) -> bool {
         self.opener.as_ref().is_some_and(|opener| opener.attempt.is_some())
@@ -313,7 +323,7 @@ impl Net {
             session.line.add_round_trip(now, rtt);
         }
         self.stats.recoveries += 1;
-        self.renew(now, id, resp.stoken, &established);
+        self.install(now, id, resp.stoken, &established);
         let memory = Duration::from_secs(u64::from(established.resp.mem_s));
         if let Some((session, mut cx)) = self.line_of(now, id) {
             session.line.renewed(&mut cx, memory);
@@ -328,19 +338,12 @@ impl Net {
     }
 
     /// Puts new keys and a new token in the place of a session's old ones. Questions that are open are asked again.
-    fn renew(&mut self, now: Time, id: SessionId, token: Token, established: &Established) {
+    fn install(&mut self, now: Time, id: SessionId, token: Token, established: &Established) {
         self.table.unindex_peer_token(id);
-        self.table.swap_token(id, token);
+        self.table.replace_token(id, token);
         let Some(session) = self.table.get_mut(id) else { return };
         session.secure = Some(Box::new(Secure::new(established)));
-        session.tails = None;
-        session.roaming = None;
-        session.last_heard = now;
-        session.keepalive.last_answer = now;
-        session.control.ask_again(now);
-        for old in session.more_tokens.into_iter().flatten() {
-            self.table.drop_token(id, old);
-        }
+        session.start_over(now);
         self.table.index_peer_token(id);
     }
 
@@ -364,29 +367,18 @@ impl Net {
     pub(super) fn take_over(&mut self, now: Time, old: SessionId, new: SessionId, origin: Origin) {
         let Some(fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
-        if !self.table.add_token(old, fresh.own_token) {
-            // A token update was under way; its token is void with the old keys.
-            let spare =
-                self.table.get(old).and_then(|session| session.more_tokens.iter().flatten().next().copied());
-            spare.into_iter().for_each(|spare| self.table.drop_token(old, spare));
-            self.table.add_token(old, fresh.own_token);
-        }
-        self.table.swap_token(old, fresh.own_token);
+        self.table.add_token(old, fresh.own_token);
+        self.table.replace_token(old, fresh.own_token);
         let Some((session, mut cx)) = self.line_of(now, old) else { return };
         session.secure = fresh.secure;
         session.path = origin.path();
         session.max_udp = fresh.max_udp;
         session.proof = fresh.proof;
-        session.tails = None;
-        session.roaming = None;
-        session.last_heard = now;
-        session.keepalive.last_answer = now;
         session.is_resumed = true;
         session.control.once.clear();
-        session.control.ask_again(now);
+        session.start_over(now);
         session.line.taken_over(&mut cx);
-        let (peer, more) = (session.peer, session.more_tokens);
-        more.into_iter().flatten().for_each(|token| self.table.drop_token(old, token));
+        let peer = session.peer;
         self.table.index_peer_token(old);
         self.stats.recoveries += 1;
         self.event(Event::Recovered { session: old, peer, resumed: true });

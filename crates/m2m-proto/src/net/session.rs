@@ -14,6 +14,7 @@ use super::{
     path::Roaming,
     pinning::{Pin, Prover, Proving},
     recover::{Opener, Tails},
+    rekey::Renewal,
 };
 use crate::{
     coap::line::Line,
@@ -127,6 +128,8 @@ pub(crate) struct Session {
     pub(crate) last_request: Time,
     /// The device that the peer has to be.
     pub(crate) pin: Option<Box<Pin>>,
+    /// Keys or a token that are on their way to change.
+    pub(crate) renewal: Option<Box<Renewal>>,
     pub(crate) max_udp: u16,
     /// In the list of those that have something to send.
     pub(crate) dirty: bool,
@@ -230,6 +233,14 @@ pub(crate) enum Ask {
     NetKey {
         user: RequestId,
     },
+    /// The REKEY that the session's renewal holds.
+    Rekey,
+    /// The NEW_TOKEN that the session's renewal holds.
+    NewToken,
+    /// A PING that shows the peer our new keys. It says nothing of whether a NAT's mapping lasts.
+    Announce {
+        next_s: u16,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -243,7 +254,15 @@ impl Control {
     /// Notes a question; false when too many are open. Of the machine's own there is one of a kind, and it always has
     /// its place: a ping that is due and cannot be asked would be due for ever.
     pub(crate) fn ask(&mut self, what: Ask, now: Time) -> bool {
-        let own = matches!(what, Ask::Ping { user: None, .. } | Ask::Register { .. } | Ask::Prove);
+        let own = matches!(
+            what,
+            Ask::Ping { user: None, .. }
+                | Ask::Register { .. }
+                | Ask::Prove
+                | Ask::Rekey
+                | Ask::NewToken
+                | Ask::Announce { .. }
+        );
         if !own && self.asks.len() >= MAX_ASKS {
             return false;
         }
@@ -262,6 +281,26 @@ impl Control {
     /// All questions leave again, under new keys, as if for the first time.
     pub(crate) fn ask_again(&mut self, now: Time) {
         self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
+    }
+
+    /// Asks, unless the same question is open already.
+    pub(crate) fn ensure(&mut self, what: Ask, now: Time) {
+        if self.asks.iter().all(|ask| ask.what != what) {
+            self.ask(what, now);
+        }
+    }
+
+    pub(crate) fn has_asked(&self, req: Req, what: &Ask) -> bool {
+        self.asks.iter().any(|ask| ask.req == req && ask.what == *what)
+    }
+
+    /// Asks no longer; an answer means nothing any more.
+    pub(crate) fn withdraw(&mut self, which: impl Fn(&Ask) -> bool) {
+        self.asks.retain(|ask| !which(&ask.what));
+    }
+
+    pub(crate) fn is_announcing(&self) -> bool {
+        self.asks.iter().any(|ask| matches!(ask.what, Ask::Announce { .. }))
     }
 
     /// Queues a frame. When too many wait it is dropped: whoever wants its answer asks again.
@@ -315,6 +354,7 @@ impl Session {
                 .min(self.lease_due())
                 .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
+                .min(self.renewal_due())
                 .min(self.probe_due()),
         }
     }

@@ -120,6 +120,13 @@ impl Table {
         }
     }
 
+    /// As [`Table::swap_token`], and the one that it had means nothing any more.
+    pub(crate) fn replace_token(&mut self, id: SessionId, token: Token) {
+        let Some(old) = self.get(id).map(|session| session.own_token) else { return };
+        self.swap_token(id, token);
+        self.drop_token(id, old);
+    }
+
     pub(crate) fn insert(&mut self, session: Session) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());

@@ -97,6 +97,7 @@ impl Net {
             return self.end(now, id, CloseReason::Lost, Some(CloseCode::DONE));
         }
         self.drive_attempt(now, id);
+        self.renewal_timeout(now, id);
         let Some(session) = self.table.get_mut(id) else { return };
         if now >= session.ping_due() {
             let next_s = next_s(session);
@@ -144,6 +145,12 @@ impl Net {
             if let (Ask::Register { .. }, false, Some(session)) = (ask.what, silent, self.table.get_mut(id)) {
                 // A slow store, or bad luck: without it this session is of no use.
                 session.control.ask(ask.what, now);
+            }
+            if let (Ask::Rekey | Ask::NewToken | Ask::Announce { .. }, true, Some(renewal)) =
+                (ask.what, silent, self.table.get_mut(id).and_then(|session| session.renewal.as_mut()))
+            {
+                // Asked again at once, or when the peer is heard again: never given up while the session lives.
+                renewal.give_up(now);
             }
             self.ask_failed(ask.what, ControlError::TimedOut);
         }

@@ -7,6 +7,7 @@ use super::{
     netkey::Offer,
     path::PING_ROOM,
     pinning::Proving,
+    rekey::Renewal,
     session::{Ask, Asking, Control, Proof, Session},
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     error::{CloseReason, ConnectError, ControlError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
-    session::{KEY_LIMIT, MAX_SHORT_OVERHEAD, keys::Role},
+    session::{MAX_SHORT_OVERHEAD, keys::Role},
     stats::Drop,
     time::{Duration, Time},
     wire::{
@@ -52,6 +53,9 @@ impl Net {
     pub(super) fn flush(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
         while self.send_next(now, id) {}
         self.arm(id);
     }
@@ -87,7 +91,8 @@ impl Net {
         if confirm {
             session.control.prove_now(cx.now);
         }
-        let pinged = push_control(&mut session.control, session.proof.as_deref(), &mut plain, now, pn, rto);
+        let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
+        let pinged = push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
         while open && let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
                 if !plain.is_empty() || exit.is_candidate {
@@ -117,6 +122,7 @@ impl Net {
             session.answered_candidate(now, buffer.len(), rto);
         }
         self.send_packet(now, exit.path, peer, buffer);
+        self.rekey_if_due(now, id);
         true
     }
 
@@ -140,6 +146,7 @@ impl Net {
             return self.recycle(buffer);
         }
         self.send_packet(now, path, peer, buffer);
+        self.rekey_if_due(now, id);
         if unanswered {
             // Who only forwards hears no answers: the PING is asked there, with what else the session has ready.
             self.touch(id);
@@ -148,8 +155,8 @@ impl Net {
 
     /// True once the session's key has protected as many packets as it may, and `more`.
     pub(super) fn key_is_spent(&self, session: &Session, more: u64) -> bool {
-        let limit = self.config.limits.packets_per_key.min(KEY_LIMIT) + more;
-        session.secure.as_ref().is_none_or(|secure| secure.next_pn().0 >= limit)
+        let most = self.config.limits.packets_per_key;
+        session.secure.as_ref().is_none_or(|secure| secure.is_spent(most, more))
     }
 
     pub(super) fn send_raw(&mut self, now: Time, path: Path, peer: Id, bytes: &[u8]) {
@@ -262,6 +269,7 @@ impl Net {
         session.opener = None;
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);
+        let renewal = session.renewal.take();
         session.control.once.clear();
         if let Some((session, mut cx)) = self.line_of(now, id) {
             session.line.fail_open(&mut cx);
@@ -270,6 +278,7 @@ impl Net {
         for ask in asks {
             self.ask_failed(ask.what, ControlError::SessionLost(why));
         }
+        self.renewal_failed(renewal, why);
         self.unregister_session(peer, id);
         if let Some(session) = self.table.get_mut(id) {
             session.guest = None;
@@ -313,14 +322,26 @@ fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
         || session.is_open() && session.line.poll_message(cx).is_some()
 }
 
-/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
-fn push_control(
-    control: &mut Control,
-    proof: Option<&Proof>,
-    plain: &mut PlainWriter<'_>,
+/// What some frames are made of.
+struct Attached<'a> {
+    proof: Option<&'a Proof>,
+    renewal: Option<&'a mut Renewal>,
+}
+
+/// The packet that leaves.
+#[derive(Clone, Copy)]
+struct Leaving {
     now: Time,
     pn: u64,
     rto: Duration,
+}
+
+/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
+fn push_control(
+    control: &mut Control,
+    mut attached: Attached<'_>,
+    plain: &mut PlainWriter<'_>,
+    Leaving { now, pn, rto }: Leaving,
 ) -> bool {
     let mut pinged = false;
     while let Some(frame) = control.once.front() {
@@ -337,8 +358,11 @@ fn push_control(
         }
         control.proof_due = false;
     }
+    if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
+        return pinged;
+    }
     for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
-        if !push_ask(asking, proof, control.offer.as_deref(), plain) {
+        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }
         pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe);
@@ -357,24 +381,29 @@ fn push_control(
 
 fn push_ask(
     asking: &Asking,
-    proof: Option<&Proof>,
+    attached: &Attached<'_>,
     offer: Option<&Offer>,
     plain: &mut PlainWriter<'_>,
 ) -> bool {
     let req = asking.req;
     match asking.what {
-        Ask::Ping { next_s, .. } => plain.push_frame(&Frame::Ping { req, next_s }),
+        Ask::Ping { next_s, .. } | Ask::Announce { next_s } => plain.push_frame(&Frame::Ping { req, next_s }),
         Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
         Ask::Prove => plain.push_frame(&Frame::ProveAsk { req }),
         Ask::NetKey { .. } => offer.is_none_or(|offer| plain.push_frame(&offer.frame(req))),
         Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
         Ask::Register { epoch, ephemeral, lease_s } => {
-            if let Some(Proof::Made(made)) = proof
+            if let Some(Proof::Made(made)) = attached.proof
                 && !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac })
             {
                 return false;
             }
             plain.push_frame(&Frame::Register { req, ephemeral, epoch, lease_s })
+        }
+        Ask::Rekey => attached.renewal.as_ref().is_none_or(|renewal| renewal.push_rekey(req, plain)),
+        Ask::NewToken => {
+            let change = attached.renewal.as_ref().and_then(|renewal| renewal.token.as_ref());
+            change.is_none_or(|change| change.push(req, plain))
         }
     }
 }
