@@ -1,5 +1,6 @@
 //! The machine on a simulated network.
 mod basics;
+mod hosts;
 mod promise;
 mod recovery;
 mod regressions;
