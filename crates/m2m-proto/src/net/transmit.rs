@@ -91,7 +91,7 @@ impl Net {
         let confirm = session.role == Role::Initiator
             && (!session.confirmed || session.resume().is_some())
             && has_more(session, &mut cx);
-        let (open, resume) = (session.is_open(), session.resume());
+        let open = session.is_open();
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -102,7 +102,12 @@ impl Net {
         let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, exit.room);
         if confirm {
-            plain.push_frame(&Frame::Confirm { mem, resume });
+            match session.opener.as_ref().and_then(|opener| opener.resume.as_ref()) {
+                Some(resume) => resume.tags.iter().for_each(|tag| {
+                    plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
+                }),
+                None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
+            }
         }
         let fresh = plain.count();
         if confirm {
