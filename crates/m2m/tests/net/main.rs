@@ -2,6 +2,7 @@
 mod fixture;
 
 mod failures;
+mod flaws;
 mod hosts;
 mod lifetimes;
 mod many;
