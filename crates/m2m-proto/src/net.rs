@@ -51,6 +51,7 @@ mod connect;
 mod deliver;
 mod host;
 mod netkey;
+mod path;
 mod pinning;
 mod recover;
 mod registrar;

@@ -132,6 +132,8 @@ pub struct Stats {
     pub rekeys: u64,
     /// Sessions whose packets leave for another place since their peer moved.
     pub moves: u64,
+    /// Places that a peer seemed to be at, and did not prove to be.
+    pub moves_failed: u64,
     drops: [u64; Drop::ALL.len()],
 }
 

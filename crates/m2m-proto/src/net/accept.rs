@@ -182,9 +182,10 @@ impl Net {
                 })
             }),
             guest: None,
+            roaming: None,
             opener: None,
             tails: None,
-            is_resumed: false,
+            resumed: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 
 use super::{
     Net, Origin,
+    path::Arrival,
     session::{Ask, Path, State},
 };
 use crate::{
@@ -40,6 +41,7 @@ impl Net {
         }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
         let generation = secure.generation();
+        let (len, newest) = (datagram.len(), secure.newest());
         let plain = match secure.open(datagram) {
             Ok(range) => datagram.get(range).unwrap_or_default(),
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
@@ -51,6 +53,7 @@ impl Net {
                 return;
             }
         };
+        let newest = secure.newest() > newest;
         let mut prover = match &session.state {
             State::HalfOpen(half_open) => Some(half_open.prover()),
             _ => None,
@@ -60,18 +63,7 @@ impl Net {
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
-        let id = match self.resumed_by(id, plain).filter(|_| is_first) {
-            Some(old) => {
-                self.take_over(now, old, id, origin);
-                old
-            }
-            None => {
-                if is_first {
-                    self.confirm(now, id, origin);
-                }
-                id
-            }
-        };
+        let id = if is_first { self.first_packet(now, id, origin, plain) } else { id };
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
@@ -79,26 +71,33 @@ impl Net {
             self.on_opened(now, id, generation);
         }
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
-        let mut challenge = None;
+        // One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
+        let (mut challenge, mut response, mut only_probes) = (None, None, true);
         let mut key_exchange = None;
         for element in elements {
             if self.table.get(id).is_none_or(|session| !session.is_up()) {
                 return;
             }
             match element {
-                Element::Message(message) => self.on_message(now, id, message),
                 Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
-                Element::Frame(Frame::ProveAsk { .. }) => self.on_prove_ask(now, id, prover.take()),
-                Element::Frame(frame @ (Frame::Rekey { .. } | Frame::Rekeyed { .. })) => {
-                    key_exchange = Some(frame);
+                Element::Frame(Frame::PathResponse(data)) => response = Some(data),
+                Element::Frame(Frame::Pad) => {}
+                Element::Message(message) => {
+                    only_probes = false;
+                    self.on_message(now, id, message);
                 }
-                Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
+                Element::Frame(frame) => {
+                    only_probes = false;
+                    match frame {
+                        Frame::ProveAsk { .. } => self.on_prove_ask(now, id, prover.take()),
+                        Frame::Rekey { .. } | Frame::Rekeyed { .. } => key_exchange = Some(frame),
+                        _ => self.on_frame(now, id, origin, &frame),
+                    }
+                }
             }
         }
-        if let Some(data) = challenge {
-            // One for a packet: its source may be forged, and whoever lives there must not get more than was sent.
-            self.send_frame(now, id, origin.path(), &Frame::PathResponse(data));
-        }
+        let path = origin.path();
+        self.on_arrival(now, id, &Arrival { path, len, newest, only_probes, challenge, response });
         if let Some(frame) = key_exchange {
             self.on_key_exchange(now, id, &frame);
         }
@@ -109,6 +108,17 @@ impl Net {
         self.press_for_verdict(now, id);
         self.touch(id);
         self.arm(id);
+    }
+
+    /// The first packet of a session that a peer opened: it stands, or goes on as the one that it names.
+    fn first_packet(&mut self, now: Time, id: SessionId, origin: Origin, plain: &[u8]) -> SessionId {
+        let named = Net::resume_named(plain).and_then(|tag| Some((self.resumed_by(id, &tag)?, tag)));
+        let Some((old, tag)) = named else {
+            self.confirm(now, id, origin);
+            return id;
+        };
+        self.take_over(now, old, id, origin, tag);
+        old
     }
 
     /// A packet for a session that was closed here: its sender is told again, unless it says the same. Two that closed

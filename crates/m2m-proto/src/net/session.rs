@@ -11,6 +11,7 @@ use core::net::SocketAddr;
 
 use super::{
     netkey::Offer,
+    path::Roaming,
     pinning::{Pin, Prover, Proving},
     recover::{Opener, Tails},
     rekey::Renewal,
@@ -115,12 +116,14 @@ pub(crate) struct Session {
     /// What PROVE needs, on both sides, until the registration stands.
     pub(crate) proof: Option<Box<Proof>>,
     pub(crate) guest: Option<Box<Guest>>,
+    /// Other places where the peer may be; none while it stays where it is.
+    pub(crate) roaming: Option<Box<Roaming>>,
     /// Initiator: what it takes to open the session anew.
     pub(crate) opener: Option<Box<Opener>>,
     /// Of packets that left lately, while an answer may be missing.
     pub(crate) tails: Option<Box<Tails>>,
-    /// Responder: this session went on under the keys of a later handshake.
-    pub(crate) is_resumed: bool,
+    /// Responder: the tag that its initiator named, and whether the session of that tag was there.
+    pub(crate) resumed: Option<([u8; 8], bool)>,
     /// When the peer's last request came.
     pub(crate) last_request: Time,
     /// The device that the peer has to be.
@@ -351,6 +354,7 @@ impl Session {
                 .min(self.lease_due())
                 .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.renewal_due())
+                .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
                 .min(self.probe_due()),
         }
     }

@@ -5,6 +5,7 @@ use core::net::SocketAddr;
 use super::{
     MAX_DATAGRAM, Net, Path,
     netkey::Offer,
+    path::PING_ROOM,
     pinning::Proving,
     rekey::Renewal,
     session::{Ask, Asking, Control, Proof, Session},
@@ -29,7 +30,7 @@ use crate::{
 /// Hops that a RELAY frame of ours may make (protocol, section 10).
 pub(super) const HOP_LIMIT: u8 = 16;
 /// Packets that may still say goodbye when a key is spent.
-const LAST_WORDS: u64 = 64;
+pub(super) const LAST_WORDS: u64 = 64;
 /// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet at its largest.
 const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
 /// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
@@ -81,13 +82,12 @@ impl Net {
         let mut buffer = self.buffer();
         let mem = self.mem(now);
         let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
-        let (path, peer) = (session.path, session.peer);
+        let (exit, peer) = (self.exit(now, session), session.peer);
         if self.key_is_spent(session, 0) {
             self.end(now, id, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
             return false;
         }
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
-        let room = room(session);
         let confirm = session.role == Role::Initiator
             && (!session.confirmed || session.resume().is_some())
             && has_more(session, &mut cx);
@@ -100,7 +100,7 @@ impl Net {
         }
         secure.begin(&mut buffer);
         let pn = secure.next_pn().0;
-        let mut plain = PlainWriter::new(&mut buffer, room);
+        let mut plain = PlainWriter::new(&mut buffer, exit.room);
         if confirm {
             plain.push_frame(&Frame::Confirm { mem, resume });
         }
@@ -109,10 +109,10 @@ impl Net {
             session.control.prove_now(cx.now);
         }
         let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
-        push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
+        let pinged = push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
         while open && let Some(message) = session.line.poll_message(&mut cx) {
             if !plain.push_message(message.bytes) {
-                if !plain.is_empty() {
+                if !plain.is_empty() || exit.is_candidate {
                     break;
                 }
                 // It fits no packet of this session, and must not keep the others from leaving.
@@ -122,12 +122,23 @@ impl Net {
             session.line.sent_in(&mut cx, pn);
         }
         if plain.count() == fresh {
+            // What did not fit there may go the usual way.
+            let goes_on = exit.is_candidate && has_more(session, &mut cx);
+            if goes_on {
+                session.answered_candidate(now, 0, rto);
+            }
             self.recycle(buffer);
-            return false;
+            return goes_on;
+        }
+        while plain.len() < PING_ROOM && pinged {
+            plain.push_frame(&Frame::Pad);
         }
         secure.seal(&mut buffer);
         session.remember_tail(&buffer);
-        self.send_packet(now, path, peer, buffer);
+        if exit.is_candidate {
+            session.answered_candidate(now, buffer.len(), rto);
+        }
+        self.send_packet(now, exit.path, peer, buffer);
         self.rekey_if_due(now, id);
         true
     }
@@ -160,7 +171,7 @@ impl Net {
     }
 
     /// True once the session's key has protected as many packets as it may, and `more`.
-    fn key_is_spent(&self, session: &Session, more: u64) -> bool {
+    pub(super) fn key_is_spent(&self, session: &Session, more: u64) -> bool {
         let most = self.config.limits.packets_per_key;
         session.secure.as_ref().is_none_or(|secure| secure.is_spent(most, more))
     }
@@ -171,7 +182,7 @@ impl Net {
         self.send_packet(now, path, peer, buffer);
     }
 
-    fn send_packet(&mut self, now: Time, path: Path, peer: Id, packet: Vec<u8>) {
+    pub(super) fn send_packet(&mut self, now: Time, path: Path, peer: Id, packet: Vec<u8>) {
         match path {
             Path::Direct(to) => self.send_datagram(to, packet),
             Path::Through(neighbour) => {
@@ -243,7 +254,7 @@ impl Net {
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up if session.is_unproven() => {
-                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+                return self.end_unproven(now, id, why);
             }
             super::State::Up => {}
         }
@@ -266,7 +277,7 @@ impl Net {
     }
 
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
-    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+    pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
         if !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
@@ -309,7 +320,12 @@ impl Net {
 
 /// Bytes of plaintext that one packet of a session takes.
 fn room(session: &Session) -> usize {
-    let around = match session.path {
+    room_on(session, session.path)
+}
+
+/// The same on another path than its own.
+pub(super) fn room_on(session: &Session, path: Path) -> usize {
+    let around = match path {
         Path::Direct(_) => 0,
         Path::Through(_) => RELAY_ROOM,
     };
@@ -337,34 +353,40 @@ struct Leaving {
     rto: Duration,
 }
 
-/// Frames first those that leave once, then the questions that are due.
+/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
 fn push_control(
     control: &mut Control,
     mut attached: Attached<'_>,
     plain: &mut PlainWriter<'_>,
     Leaving { now, pn, rto }: Leaving,
-) {
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return;
-        }
-        control.once.pop_front();
-    }
+) -> bool {
+    let mut pinged = false;
+    // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
         && let Some(Proving::Made(made)) = control.proving.as_deref()
     {
         if !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac }) {
-            return;
+            return pinged;
         }
         control.proof_due = false;
     }
-    if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
-        return;
-    }
-    for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
-        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
-            return;
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return pinged;
         }
+        control.once.pop_front();
+    }
+    if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
+        return pinged;
+    }
+    let patience = super::timers::patience(rto);
+    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
+    for asking in control.asks.iter_mut().filter(is_due) {
+        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
+            return pinged;
+        }
+        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
         if asking.sent == 0 {
             asking.first_pn = pn;
             asking.first_sent = now;
@@ -372,9 +394,10 @@ fn push_control(
         let doubled = rto * (1 << u32::from(asking.sent).min(6));
         asking.sent = asking.sent.saturating_add(1);
         // The end of all patience is an instant of its own, not the next repetition after it.
-        let over = asking.first_sent + super::timers::patience(rto);
+        let over = asking.first_sent + patience;
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
+    pinged
 }
 
 fn push_ask(

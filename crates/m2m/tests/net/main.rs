@@ -4,6 +4,8 @@ mod fixture;
 mod failures;
 mod flaws;
 mod hosts;
+mod keys;
 mod lifetimes;
 mod many;
 mod requests;
+mod survive;
