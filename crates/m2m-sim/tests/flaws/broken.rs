@@ -350,6 +350,26 @@ fn b24_who_accepted_a_session_asks_in_it_too() {
     }
 }
 
+/// The other half of it: what the acceptor said went to the first address for ever.
+#[test]
+fn b24_what_the_acceptor_says_follows_the_peer_to_its_new_address() {
+    let (mut world, [a, b], [at_a, at_b]) = pair(240);
+    let old = world.address(a);
+    world.rebind(a);
+    let new = world.address(a);
+    assert_ne!(old, new);
+    // One packet from the new address is enough.
+    echoes(&mut world, (a, at_a), b, 1);
+    let path = world.wait_for(b, 5 * SECOND, |event| match event {
+        Event::Moved { session, path, .. } if *session == at_b => Some(*path),
+        _ => None,
+    });
+    assert_eq!(path, m2m_proto::net::Path::Direct(new));
+    world.tap = Some(Vec::new());
+    echoes(&mut world, (b, at_b), a, 2);
+    assert!(world.tap.iter().flatten().all(|(_, to, _)| *to != old));
+}
+
 /// The same, as it looks on the wire of two nets.
 #[test]
 fn b9_a_session_costs_one_init_and_one_resp() {
