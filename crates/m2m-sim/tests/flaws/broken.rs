@@ -67,8 +67,8 @@ fn b3_each_request_has_its_own_message_id_and_token_and_a_late_answer_ends_no_ot
     for id in 1..=4 {
         post(&mut world, net, session, id, b"x").unwrap();
         let heard = hand.hear(&mut world);
-        let found = heard.iter().filter_map(|plain| Message::parse(plain).ok());
-        let message = found.filter(|message| message.code() == Code::POST).last().expect("it is sent");
+        let mut found = heard.iter().filter_map(|plain| Message::parse(plain).ok());
+        let message = found.rfind(|message| message.code() == Code::POST).expect("it is sent");
         asked.push((message.mid(), message.token()));
     }
     for (at, (mid, token)) in asked.iter().enumerate() {
@@ -251,10 +251,11 @@ fn b17_who_changes_a_peers_net_key_keeps_its_own() {
     world.command(admin, |net, now| {
         net.set_remote_key(now, session, RequestId(1), &current, 1, &new).expect("it is taken");
     });
-    world.wait_for(admin, 5 * SECOND, |event| match event {
-        Event::ControlDone { request: RequestId(1), result } => Some(assert_eq!(*result, Ok(()))),
+    let changed = world.wait_for(admin, 5 * SECOND, |event| match event {
+        Event::ControlDone { request: RequestId(1), result } => Some(*result),
         _ => None,
     });
+    assert_eq!(changed, Ok(()));
     assert_eq!(world.member(device).keys[0].bytes[..], new);
     assert!(world.member(admin).keys.is_empty());
     let (_, _) = connected(&mut world, device, admin, 2);

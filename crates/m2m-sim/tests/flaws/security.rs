@@ -161,12 +161,11 @@ fn s7_new_keys_owe_nothing_to_the_old_ones_and_cannot_be_none() {
     let (mut world2, [a, b], [at_a, _]) = pair(7);
     for (round, secret) in [(1, None), (2, Some(&[7; 16][..]))] {
         world2.command(a, |net, now| net.rekey(now, at_a, RequestId(round), secret).unwrap());
-        world2.wait_for(a, 5 * SECOND, |event| match event {
-            Event::ControlDone { request, result } if *request == RequestId(round) => {
-                Some(assert_eq!(*result, Ok(())))
-            }
+        let changed = world2.wait_for(a, 5 * SECOND, |event| match event {
+            Event::ControlDone { request, result } if *request == RequestId(round) => Some(*result),
             _ => None,
         });
+        assert_eq!(changed, Ok(()));
         echoes(&mut world2, (a, at_a), b, 10 + round);
     }
     let none = world2.command(a, |net, now| net.rekey(now, at_a, RequestId(3), Some(&[])));

@@ -17,7 +17,8 @@ use crate::fixture::{builder, device, direct, echo, key, local, pair, serve, ser
 async fn b23_handles_go_between_threads() {
     fn is_shared<T: Clone + Send + Sync + 'static>(_: &T) {}
     let (a, b, session) = pair().await;
-    (is_shared::<Net>(&a), is_shared::<Session>(&session));
+    is_shared::<Net>(&a);
+    is_shared::<Session>(&session);
     // Plain threads of the operating system, all with the same session, while others open and close their own.
     let runtime = tokio::runtime::Handle::current();
     let threads: Vec<_> = (0..8)
