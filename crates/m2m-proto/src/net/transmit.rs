@@ -135,9 +135,8 @@ impl Net {
             self.recycle(buffer);
             return goes_on;
         }
-        while plain.len() < PING_ROOM && pinged {
-            plain.push_frame(&Frame::Pad);
-        }
+        // On a candidate path there may be no room for it.
+        while plain.len() < PING_ROOM && pinged && plain.push_frame(&Frame::Pad) {}
         secure.seal(&mut buffer);
         session.remember_tail(&buffer);
         if exit.is_candidate {
@@ -340,9 +339,15 @@ pub(super) fn room_on(session: &Session, path: Path) -> usize {
 
 /// True if there is anything that CONFIRM could go along with.
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
+    let patience = super::timers::patience(session.line.rto(cx.config));
     !session.control.once.is_empty()
-        || session.control.asks.iter().any(|ask| ask.due <= cx.now)
+        || session.control.asks.iter().any(|ask| is_due(ask, cx.now, patience))
         || session.is_open() && session.line.poll_message(cx).is_some()
+}
+
+/// What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+fn is_due(ask: &Asking, now: Time, patience: Duration) -> bool {
+    ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience)
 }
 
 /// What some frames are made of.
@@ -386,9 +391,7 @@ fn push_control(
         return pinged;
     }
     let patience = super::timers::patience(rto);
-    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
-    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
-    for asking in control.asks.iter_mut().filter(is_due) {
+    for asking in control.asks.iter_mut().filter(|ask| is_due(ask, now, patience)) {
         if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }
