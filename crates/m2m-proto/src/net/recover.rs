@@ -44,6 +44,8 @@ const SILENT_RTOS: u32 = 3;
 /// A net is registered again within so much time after its host lost its memory (protocol, section 6.1): so long a
 /// session through a host is not given up.
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
+/// So long a direct session is not given up: time for two handshakes, on a path that loses much.
+const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
 const TAILS: usize = 16;
 
@@ -268,12 +270,14 @@ impl Net {
     /// True for a silent session that is not given up yet: a handshake for it is under way, or its host, or the peer,
     /// may have to register again first.
     pub(super) fn may_come_back(&self, now: Time, id: SessionId) -> bool {
-        let Some(session) = self.table.get(id).filter(|session| session.host.is_none()) else { return false };
-        if session.is_unproven() {
-            return false;
-        }
-        let is_relayed = session.opener.is_some() && matches!(session.path, Path::Through(_));
-        session.is_recovering() || is_relayed && now.since(session.last_heard) < RELAYED_PATIENCE
+        let is_users = |session: &&Session| session.host.is_none() && session.is_open();
+        let Some(session) = self.table.get(id).filter(is_users) else { return false };
+        let patience = match session.path {
+            Path::Direct(_) => DIRECT_PATIENCE,
+            Path::Through(_) => RELAYED_PATIENCE,
+        };
+        let is_early = session.opener.is_some() && now.since(session.last_heard) < patience;
+        session.is_recovering() || is_early
     }
 
     /// There is a way through a host again: handshakes that waited for one go on.

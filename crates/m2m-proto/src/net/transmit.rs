@@ -379,7 +379,10 @@ fn push_control(
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return pinged;
     }
-    for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
+    let patience = super::timers::patience(rto);
+    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
+    for asking in control.asks.iter_mut().filter(is_due) {
         if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }
@@ -391,7 +394,7 @@ fn push_control(
         let doubled = rto * (1 << u32::from(asking.sent).min(6));
         asking.sent = asking.sent.saturating_add(1);
         // The end of all patience is an instant of its own, not the next repetition after it.
-        let over = asking.first_sent + super::timers::patience(rto);
+        let over = asking.first_sent + patience;
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
     pinged

@@ -4,4 +4,5 @@ mod congestion;
 mod promise;
 mod recovery;
 mod regressions;
+mod rekey;
 mod roaming;

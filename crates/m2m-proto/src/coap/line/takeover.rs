@@ -70,6 +70,7 @@ impl Line {
             busy.outgoing.lose(self.next_mid, mid);
         }
         for request in busy.outgoing.requests.values_mut() {
+            request.was_acked_before = matches!(request.progress, Progress::Acked | Progress::Observing);
             if let Progress::Non(packet) = &mut request.progress {
                 *packet = None;
             }
@@ -100,9 +101,8 @@ impl Line {
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::PeerForgot, cx.pool);
         }
-        let was_with_the_peer =
-            |progress: Progress| matches!(progress, Progress::Acked | Progress::Observing);
-        for token in busy.outgoing.tokens(|request| was_with_the_peer(request.progress)) {
+        // What left under the new keys already and was acknowledged is with the peer as it is now.
+        for token in busy.outgoing.tokens(|request| request.was_acked_before) {
             busy.repeat_or_fail(self.next_mid, token, cx);
         }
     }
