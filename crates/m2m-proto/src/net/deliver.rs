@@ -295,8 +295,8 @@ impl Net {
         let ours = self
             .hosts
             .iter()
-            .find(|host| host.id == neighbour)
-            .and_then(super::host::Host::registered_session);
+            .filter(|host| host.id == neighbour)
+            .find_map(super::host::Host::registered_session);
         ours.or_else(|| self.registry.get(&neighbour).map(|registration| registration.session))
     }
 

@@ -140,6 +140,7 @@ impl Net {
         }
         self.send_packet(now, exit.path, peer, buffer);
         self.rekey_if_due(now, id);
+        self.expect_answer(now, id);
         true
     }
 
