@@ -81,7 +81,6 @@ impl Pair {
                 confirmable: true,
                 repeatable: false,
                 deadline,
-                repeatable: false,
             };
             net.request(now, session, id, &request).expect("the request is taken");
         });
