@@ -165,6 +165,10 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Datagrams that wait to leave. Default 4,096.
     pub outputs: usize,
+    /// New claims to ids that one source (/24 for IPv4, /64 for IPv6) may make in an hour. Default 512.
+    pub claims_per_hour: u32,
+    /// And so many at once: a fleet that is set up behind one address. Default 256.
+    pub claims_at_once: u32,
     /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6);
     /// 2^21 with AES-128-CCM-8.
     pub packets_per_key: u64,
@@ -192,6 +196,8 @@ impl Default for Limits {
             open_incoming: 64,
             answer_bytes: 64 << 10,
             outputs: 4_096,
+            claims_per_hour: 512,
+            claims_at_once: 256,
             packets_per_key: crate::session::KEY_LIMIT,
             rekey_packets: 1 << 22,
         }

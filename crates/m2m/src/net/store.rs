@@ -110,9 +110,15 @@ fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
 /// One outcome a claim. All that claim go in one transaction; the ephemeral ones only look.
 fn outcomes(claims: &Claims, batch: &[ClaimRequest]) -> Result<Vec<ClaimOutcome>, StateError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let durable: Vec<_> = batch.iter().filter_map(|claim| Some((claim.id, claim.public?))).collect();
+    let may_be_kept = |claim: &ClaimRequest| claim.public.filter(|_| claim.may_be_new);
+    let durable: Vec<_> = batch.iter().filter_map(|claim| Some((claim.id, may_be_kept(claim)?))).collect();
     let mut durable = claims.check_or_insert_all(&durable, now)?.into_iter();
     let outcome = |claim: &ClaimRequest| match claim.public {
+        Some(public) if !claim.may_be_new => Ok(match claims.get(claim.id)? {
+            Some(held) if held.public == public => ClaimOutcome::Held,
+            Some(held) => taken(held.since),
+            None => ClaimOutcome::NotNow,
+        }),
         Some(_) => Ok(durable.next().map_or(ClaimOutcome::Failed, outcome_of)),
         None => Ok(claims.get(claim.id)?.map_or(ClaimOutcome::Held, |held| taken(held.since))),
     };
@@ -121,7 +127,8 @@ fn outcomes(claims: &Claims, batch: &[ClaimRequest]) -> Result<Vec<ClaimOutcome>
 
 fn outcome_of(outcome: state::ClaimOutcome) -> ClaimOutcome {
     match outcome {
-        state::ClaimOutcome::Held | state::ClaimOutcome::New => ClaimOutcome::Held,
+        state::ClaimOutcome::Held => ClaimOutcome::Held,
+        state::ClaimOutcome::New => ClaimOutcome::New,
         state::ClaimOutcome::Taken { since } => taken(since),
     }
 }
