@@ -8,16 +8,18 @@ mod purity;
 mod shell;
 mod test;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use shell::{Outcome, cargo};
+use shell::{Outcome, cargo, run};
 
 const HELP: &str = "\
 cargo xtask test [STEP...]                 everything a change must pass, or only the steps named
 cargo xtask sim --seeds N [--seed S]       the simulated network: N seeds, or from seed S on
+cargo xtask sim --script FILE              a failure of it that was written down
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
 cargo xtask bench                          the core's benchmarks
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
+cargo xtask model                          the symbolic model of the handshake, if ProVerif is installed
 cargo xtask help                           this text
 
 M2M_INSTALL_DENY=1 lets `test` install cargo-deny when it is missing.";
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Some((&"rekey", [])) => {
             Ok(cargo(&["test", "--release", "--package", "m2m-proto", "--test", "rekeys"]))
         }
+        Some((&"model", models)) => Ok(run(Command::new("sh").arg("docs/model/run.sh").args(models))),
         Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
         Some((&("help" | "--help" | "-h"), _)) | None => {
             println!("{HELP}");
@@ -59,18 +62,22 @@ fn main() -> ExitCode {
 /// Runs the simulator in release: an unoptimised one takes minutes where this takes seconds.
 fn sim(options: &[&str]) -> Result<Outcome, String> {
     let mut command = vec!["run", "--release", "--package", "m2m-sim", "--"];
-    let mut seeds = None;
+    let mut has_work = false;
     let mut words = options.iter();
     while let Some(&option) = words.next() {
-        let value = number(option, words.next().copied())?;
-        match option {
-            "--seeds" => seeds = Some(value),
-            "--seed" => {}
+        let value = match option {
+            "--script" => words.next().copied().ok_or("--script needs a file after it")?,
+            "--seeds" | "--seed" | "--threads" | "--shrink" | "--lines" => {
+                number(option, words.next().copied())?
+            }
             other => return Err(format!("sim knows no option {other}")),
-        }
+        };
+        has_work |= matches!(option, "--seeds" | "--seed" | "--script");
         command.extend([option, value]);
     }
-    seeds.ok_or("sim needs --seeds N")?;
+    if !has_work {
+        return Err("sim needs --seeds N".into());
+    }
     Ok(cargo(&command))
 }
 
@@ -94,7 +101,8 @@ mod tests {
 
     #[test]
     fn sim_refuses_what_it_does_not_know() {
-        assert!(sim(&["--seed", "1"]).is_err());
+        assert!(sim(&["--threads", "1"]).is_err());
+        assert!(sim(&["--script"]).is_err());
         assert!(sim(&["--speed", "1"]).is_err());
         assert!(sim(&["--seeds"]).is_err());
     }

@@ -16,8 +16,8 @@ const STEPS: &[Step] = &[
     ("clippy", "the lints", clippy),
     ("doc", "the documentation, links included", doc),
     ("test", "all tests and examples", || cargo(&["test", "--workspace"])),
-    ("sim", "2,000 simulated networks", || {
-        cargo(&["run", "--release", "-p", "m2m-sim", "--", "--seeds", "2000"])
+    ("sim", "10,000 simulated networks", || {
+        cargo(&["run", "--release", "-p", "m2m-sim", "--", "--seeds", "10000"])
     }),
     ("demo", "the demo that the README names", || cargo(&["run", "--release", "--", "demo"])),
     ("no_std", "the core for a microcontroller", no_std),

@@ -2,8 +2,10 @@
 //!
 //! [`message`] reads and [`writer`] writes the bytes; [`option`], [`option_set`], [`uri`], [`code`] and
 //! [`content_format`] are what they are made of. [`mod@line`] makes exchanges of messages, in
-//! the words of [`exchange`]: `incoming` and `outgoing` are its two halves, [`retransmit`] its clockwork.
+//! the words of [`exchange`]: `incoming` and `outgoing` are its two halves, [`retransmit`] its clockwork, `congestion` its
+//! restraint.
 pub mod code;
+mod congestion;
 pub mod content_format;
 pub mod exchange;
 mod incoming;

@@ -335,7 +335,7 @@ impl Net {
                 return output;
             }
             let Some(session) = self.dirty.pop_front() else { break };
-            self.flush(now, session);
+            self.take_turn(now, session);
         }
         Output::Timeout(self.next_timeout())
     }

@@ -179,16 +179,6 @@ impl Secure {
         Ok(plain)
     }
 
-    /// The highest number of a packet that was opened.
-    pub fn newest(&self) -> Option<Pn> {
-        self.window.newest()
-    }
-
-    /// How long the next packet will be with so many bytes of plaintext.
-    pub fn sealed_len(&self, plain: usize) -> usize {
-        self.pn_len().header_len() + plain + self.seal.suite().tag_len()
-    }
-
     /// The generation of keys that packets are sealed in: 0 after the handshake.
     pub fn generation(&self) -> u32 {
         self.generation
@@ -274,6 +264,16 @@ impl Secure {
         }
     }
 
+    /// The highest number of a packet that was opened.
+    pub fn newest(&self) -> Option<Pn> {
+        self.window.newest()
+    }
+
+    /// How long the next packet will be with so many bytes of plaintext.
+    pub fn sealed_len(&self, plain: usize) -> usize {
+        self.pn_len().header_len() + plain + self.seal.suite().tag_len()
+    }
+
     /// An answer to our packet of this number came.
     pub fn answered(&mut self, pn: Pn) {
         self.answered = self.answered.max(Some(pn));
@@ -346,5 +346,177 @@ impl Secure {
 
     fn pn_len(&self) -> PnLen {
         self.next_pn.len_on_wire(self.answered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::Id,
+        session::{
+            handshake::{InitFields, Initiator, open_init},
+            keys::{DhSecret, NetKey, SuiteSet},
+        },
+        wire::packet::{Caps, KeyId, Packet, RespPayload},
+    };
+
+    const SUITE: Suite = Suite::Aes128Gcm;
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// Both ends of one session: the initiator's, the responder's.
+    fn pair(suite: Suite) -> [Secure; 2] {
+        let (a, b) = (Id([1; 16]), Id([2; 16]));
+        let key = NetKey::new(&[7; 16]).unwrap().pair(a, b);
+        let token = Token::new(1).unwrap();
+        let fields = InitFields {
+            dst: b,
+            src: a,
+            stoken: token,
+            key_id: KeyId(0),
+            suites: SuiteSet::of(&[suite]),
+            caps: Caps(0),
+            max_udp: 1200,
+        };
+        let initiator = Initiator::start(&fields, &key, DhSecret::from_bytes([3; 32]));
+        let Ok(Packet::Init(init)) = Packet::decode(initiator.init()) else { panic!("no INIT") };
+        let fields = RespPayload { ctoken: token, suite, caps: Caps(0), max_udp: 1200, mem_s: 0, unix_s: 0 };
+        let ephemeral = DhSecret::from_bytes([4; 32]);
+        let (resp, responder) = open_init(&init, &key).unwrap().respond(b, ephemeral, &fields).unwrap();
+        let Ok(Packet::Resp(resp)) = Packet::decode(&resp) else { panic!("no RESP") };
+        [Secure::new(&initiator.read_resp(&resp).unwrap()), Secure::new(&responder)]
+    }
+
+    fn shared(n: u8) -> DhShared {
+        DhSecret::from_bytes([n; 32]).agree(DhSecret::from_bytes([0x77; 32]).public()).unwrap()
+    }
+
+    fn packet(from: &mut Secure) -> Vec<u8> {
+        let mut packet = Vec::new();
+        from.begin(&mut packet);
+        packet.push(0);
+        from.seal(&mut packet);
+        packet
+    }
+
+    /// A copy of a packet arrives.
+    fn arrive(at: &mut Secure, packet: &[u8]) -> Result<Range<usize>, OpenError> {
+        at.open(&mut packet.to_vec())
+    }
+
+    fn phase(packet: &[u8]) -> bool {
+        packet[0] & KEY_PHASE != 0
+    }
+
+    /// The initiator asks, the responder answers; nothing was sent under the new keys.
+    fn change([a, b]: &mut [Secure; 2], n: u8) {
+        b.prepare(Role::Responder, &shared(n), None);
+        a.switch(Role::Initiator, &shared(n), None);
+    }
+
+    #[test]
+    fn packets_open_whatever_passes_them_by() {
+        let mut pair = pair(SUITE);
+        let [early_a, early_b] = pair.each_mut().map(packet);
+        change(&mut pair, 1);
+        let [a, b] = &mut pair;
+        assert_eq!((a.generation(), b.generation()), (1, 0));
+        assert_eq!((a.peer_follows(), b.peer_follows(), b.is_prepared()), (Some(false), None, true));
+        let slow = packet(b);
+        let first = packet(a);
+        assert!(phase(&first) && !phase(&slow) && !phase(&early_a));
+        // What was sealed before passes what was sealed after, both ways.
+        assert!(arrive(b, &first).is_ok());
+        assert_eq!((b.generation(), b.peer_follows()), (1, Some(true)));
+        assert!(arrive(b, &early_a).is_ok());
+        let answer = packet(b);
+        assert!(phase(&answer));
+        assert!(arrive(a, &early_b).is_ok());
+        assert_eq!(a.peer_follows(), Some(false));
+        assert!(arrive(a, &answer).is_ok());
+        assert_eq!(a.peer_follows(), Some(true));
+        a.drop_previous();
+        assert_eq!(arrive(a, &slow), Err(OpenError::Forged), "after its time");
+        assert_eq!(arrive(a, &answer), Err(OpenError::Replayed), "one window for all generations");
+    }
+
+    #[test]
+    fn a_forged_packet_begins_nothing() {
+        let mut pair = pair(SUITE);
+        change(&mut pair, 1);
+        let [a, b] = &mut pair;
+        let first = packet(a);
+        for at in 1..first.len() {
+            let mut forged = first.clone();
+            forged[at] ^= 1;
+            assert!(b.open(&mut forged).is_err());
+        }
+        assert_eq!((b.generation(), b.is_prepared()), (0, true));
+        assert!(arrive(b, &first).is_ok());
+        assert_eq!(b.generation(), 1);
+    }
+
+    #[test]
+    fn another_preparation_replaces_the_first() {
+        let mut pair = pair(SUITE);
+        let [a, b] = &mut pair;
+        b.prepare(Role::Responder, &shared(1), None);
+        b.prepare(Role::Responder, &shared(2), Some(b"by hand"));
+        a.switch(Role::Initiator, &shared(2), Some(b"by hand"));
+        assert!(b.open(&mut packet(a)).is_ok());
+        assert_eq!(a.resume_tag(), b.resume_tag());
+    }
+
+    #[test]
+    fn generations_go_round_and_their_phase_alternates() {
+        let mut pair = pair(SUITE);
+        pair.iter_mut().for_each(|secure| secure.generation = u32::MAX - 2);
+        let mut phases = Vec::new();
+        for n in 1..6 {
+            change(&mut pair, n);
+            let [a, b] = &mut pair;
+            let first = packet(a);
+            phases.push(phase(&first));
+            assert!(arrive(b, &first).is_ok());
+            assert!(a.open(&mut packet(b)).is_ok());
+        }
+        assert_eq!(phases, [false, true, false, true, false]);
+        assert_eq!((pair[0].generation(), pair[1].generation()), (2, 2));
+    }
+
+    #[test]
+    fn keys_are_due_by_packets_by_time_and_by_forgeries() {
+        let mut pair = pair(SUITE);
+        let now = Time::from_micros(1);
+        let [a, _] = &mut pair;
+        assert!(!a.is_rekey_due(now, 100, MINUTE));
+        assert!(a.is_rekey_due(now + MINUTE, 100, MINUTE));
+        (0..100).for_each(|_| drop(packet(a)));
+        assert!(a.is_rekey_due(now, 100, MINUTE) && !a.is_rekey_due(now, 101, MINUTE));
+        assert!(a.is_spent(100, 0) && !a.is_spent(100, 1));
+        change(&mut pair, 1);
+        let [a, b] = &mut pair;
+        assert!(!a.is_rekey_due(now + 9 * MINUTE, 100, MINUTE) && !a.is_spent(100, 0), "each counts anew");
+        assert_eq!(a.next_pn(), Pn(100), "but for the packet number");
+        (0..1000).for_each(|_| assert!(b.open(&mut [0x61; 40]).is_err()));
+        assert!(!b.is_under_attack(), "GCM bears a lot");
+    }
+
+    #[test]
+    fn few_forgeries_are_allowed_with_short_tags() {
+        let [_, mut b] = pair(Suite::Aes128Ccm8);
+        let mut forge = |count: u32| {
+            (0..count).for_each(|_| assert_eq!(b.open(&mut [0x41; 40]), Err(OpenError::Forged)));
+            (b.is_under_attack(), b.is_beset())
+        };
+        assert_eq!(forge(127), (false, false));
+        assert_eq!(forge(1), (true, false));
+        assert_eq!(forge(8_063), (true, false));
+        assert_eq!(forge(1), (true, true));
+    }
+
+    #[test]
+    fn a_session_at_rest_is_small() {
+        assert!(size_of::<Secure>() <= 232, "{}", size_of::<Secure>());
     }
 }

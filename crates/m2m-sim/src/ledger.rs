@@ -1,9 +1,12 @@
 //! The judge of the promise in protocol section 7.1: a confirmable request reaches the handler exactly once if it is
-//! answered, at most once if it ends in a timeout or with its session, and nothing is lost without a word.
+//! answered, at most once if it ends in a timeout or with its session, and nothing is lost without a word; all that while
+//! both ends keep their memory. If the one that runs it lost it, what was sent before may run once more, if its method may
+//! run twice or its sender marked it repeatable (RFC 7252 section 5.1, RFC 8132 section 1). Memory is lost with a life, and
+//! that of one session with the session.
 //!
 //! Every request has a number of its own, which travels in it. The ledger is told of each that is sent, of each run of a
-//! handler, and of each outcome; it says at once what cannot be, and at the end what is missing.
-use std::collections::BTreeMap;
+//! handler, of each outcome and of each death; it says at once what cannot be, and at the end what is missing.
+use std::{borrow::Cow, collections::BTreeMap};
 
 use m2m_proto::{
     coap::{code::Code, message::Message, option::OptionNumber, option_set::OptionSet},
@@ -21,8 +24,23 @@ pub struct Sent {
     pub from: NetIndex,
     /// To which.
     pub to: NetIndex,
+    /// Its method.
+    pub method: Code,
+    /// It is repeated until it is acknowledged (CON).
+    pub confirmable: bool,
+    /// Its sender says that it may run twice.
+    pub repeatable: bool,
     /// Bytes of payload.
     pub len: usize,
+}
+
+impl Sent {
+    /// True if it may run again in the next life of a net that has run it.
+    fn may_run_again(&self) -> bool {
+        let idempotent =
+            matches!(self.method, Code::GET | Code::PUT | Code::DELETE | Code::FETCH | Code::IPATCH);
+        self.confirmable && (idempotent || self.repeatable)
+    }
 }
 
 /// What became of a request, once its sender was told.
@@ -44,8 +62,12 @@ pub enum Fate {
 struct Entry {
     sent: Sent,
     runs: u32,
-    /// Bytes of the handler's answer, once it gave one.
-    answer_len: Option<usize>,
+    /// In which life of its net it ran last.
+    ran_in: u32,
+    /// In which life of the net that is to run it it was sent.
+    sent_in: u32,
+    /// Bytes of the handler's answers; each life may give another.
+    answers: Vec<usize>,
     fate: Option<Fate>,
 }
 
@@ -57,7 +79,9 @@ pub struct Totals {
     /// Runs of handlers.
     pub runs: u64,
     /// Requests by what became of them.
-    pub fates: BTreeMap<String, u64>,
+    pub fates: BTreeMap<Cow<'static, str>, u64>,
+    /// What else happened: faults, attacks, recoveries.
+    pub happenings: BTreeMap<&'static str, u64>,
 }
 
 impl Totals {
@@ -68,6 +92,9 @@ impl Totals {
         for (fate, count) in &other.fates {
             *self.fates.entry(fate.clone()).or_default() += count;
         }
+        for (what, count) in &other.happenings {
+            *self.happenings.entry(what).or_default() += count;
+        }
     }
 }
 
@@ -77,6 +104,12 @@ pub struct Ledger {
     entries: BTreeMap<u64, Entry>,
     /// Pings and look-ups that wait for their answer.
     questions: BTreeMap<u64, NetIndex>,
+    /// How often each net lost its memory.
+    deaths: BTreeMap<NetIndex, u32>,
+    /// How often a net lost what it knew of another, as a session with that ended.
+    endings: BTreeMap<(NetIndex, NetIndex), u32>,
+    /// A method that is held against whoever runs it: so that tests have something to find.
+    pub objects_to: Option<Code>,
     /// In the order in which it was seen.
     pub violations: Vec<String>,
 }
@@ -84,7 +117,8 @@ pub struct Ledger {
 impl Ledger {
     /// A request was taken by its net.
     pub fn sent(&mut self, request: RequestId, sent: Sent) {
-        let entry = Entry { sent, runs: 0, answer_len: None, fate: None };
+        let life = self.life(sent.to, sent.from);
+        let entry = Entry { sent, runs: 0, ran_in: life, sent_in: life, answers: Vec::new(), fate: None };
         if self.entries.insert(request.0, entry).is_some() {
             self.violation(format!("request {} was sent twice", request.0));
         }
@@ -98,10 +132,23 @@ impl Ledger {
             self.violation(format!("net {} runs request {number}, which nobody sent", at.0));
             return None;
         };
+        let endings = self.endings.get(&(at, entry.sent.from)).copied().unwrap_or(0);
+        let life = self.deaths.get(&at).copied().unwrap_or(0) + endings;
         entry.runs += 1;
         let (runs, sent) = (entry.runs, entry.sent);
-        if runs > 1 {
-            self.violation(format!("request {number} runs for the {runs}. time"));
+        let ran_in = core::mem::replace(&mut entry.ran_in, life);
+        // What was sent to this very life has no excuse.
+        let forgot = ran_in < life && entry.sent_in < life;
+        if runs > 1 && !forgot {
+            self.violation(format!("request {number} runs for the {runs}. time, and nobody lost its memory"));
+        } else if runs > 1 && !sent.may_run_again() {
+            self.violation(format!(
+                "request {number} runs for the {runs}. time, which {} may not",
+                sent.method
+            ));
+        }
+        if message.code() != sent.method || self.objects_to == Some(sent.method) {
+            self.violation(format!("request {number}, {}, runs as {}", sent.method, message.code()));
         }
         if at != sent.to {
             self.violation(format!("request {number} for net {} runs at net {}", sent.to.0, at.0));
@@ -118,7 +165,7 @@ impl Ledger {
     /// A handler gives its answer, and the payload of it.
     pub fn answer(&mut self, number: u64, len: usize) -> Vec<u8> {
         if let Some(entry) = self.entries.get_mut(&number) {
-            entry.answer_len = Some(len);
+            entry.answers.push(len);
         }
         filler(!number, len)
     }
@@ -130,12 +177,12 @@ impl Ledger {
             return self.settle(at, request, Fate::Refused(message.code()));
         }
         let right = self.entries.get(&request.0).map(|entry| {
-            (entry.runs, entry.answer_len.is_some_and(|len| message.payload() == filler(!request.0, len)))
+            (entry.runs, entry.answers.iter().any(|len| message.payload() == filler(!request.0, *len)))
         });
         match right {
-            Some((1, true)) | None => {}
-            Some((1, false)) => self.violation(format!("request {} has another one's answer", request.0)),
-            Some((runs, _)) => self.violation(format!("request {} is answered after {runs} runs", request.0)),
+            Some((0, _)) => self.violation(format!("request {} is answered, and did not run", request.0)),
+            Some((_, false)) => self.violation(format!("request {} has another one's answer", request.0)),
+            Some((_, true)) | None => {}
         }
         self.settle(at, request, Fate::Answered);
     }
@@ -150,6 +197,22 @@ impl Ledger {
         if let Some(entry) = self.entries.get_mut(&request.0) {
             entry.fate.get_or_insert(Fate::Cancelled);
         }
+    }
+
+    /// How often a net has lost what it knew of another.
+    fn life(&self, net: NetIndex, of: NetIndex) -> u32 {
+        let count = |lost: Option<&u32>| lost.copied().unwrap_or(0);
+        count(self.deaths.get(&net)) + count(self.endings.get(&(net, of)))
+    }
+
+    /// A net was told that a session with another has ended: it keeps nothing of that.
+    pub fn ended(&mut self, net: NetIndex, with: NetIndex) {
+        *self.endings.entry((net, with)).or_default() += 1;
+    }
+
+    /// What became of a request; none while it is open.
+    pub fn fate(&self, request: RequestId) -> Option<Fate> {
+        self.entries.get(&request.0)?.fate
     }
 
     fn settle(&mut self, at: NetIndex, request: RequestId, fate: Fate) {
@@ -181,8 +244,9 @@ impl Ledger {
         }
     }
 
-    /// A net died: what it waited for it will never be told.
+    /// A net died, and its memory with it: what it waited for it will never be told.
     pub fn died(&mut self, net: NetIndex) {
+        *self.deaths.entry(net).or_default() += 1;
         for entry in self.entries.values_mut().filter(|entry| entry.sent.from == net) {
             entry.fate.get_or_insert(Fate::Orphaned);
         }
@@ -229,7 +293,7 @@ impl Ledger {
             let name = match entry.fate {
                 None => "open".into(),
                 Some(Fate::Answered) => "answered".into(),
-                Some(Fate::Refused(code)) => format!("refused {code}"),
+                Some(Fate::Refused(code)) => Cow::Owned(format!("refused {code}")),
                 Some(Fate::Failed(RequestError::TimedOut)) => "timed out".into(),
                 Some(Fate::Failed(RequestError::Reset)) => "reset".into(),
                 Some(Fate::Failed(RequestError::NotSent(_))) => "not sent".into(),
@@ -311,6 +375,8 @@ mod tests {
     const A: NetIndex = NetIndex(0);
     const B: NetIndex = NetIndex(1);
     const N: u64 = 7;
+    const REQUEST: Sent =
+        Sent { from: A, to: B, method: Code::POST, confirmable: true, repeatable: false, len: 20 };
 
     fn message(code: Code, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -324,7 +390,7 @@ mod tests {
 
     fn sent() -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.sent(RequestId(N), Sent { from: A, to: B, len: 20 });
+        ledger.sent(RequestId(N), REQUEST);
         ledger
     }
 
@@ -411,6 +477,65 @@ mod tests {
         ledger.failed(A, RequestId(N), RequestError::TimedOut);
         ledger.told(A, RequestId(3));
         assert_eq!(ledger.violations.len(), 3);
+    }
+
+    /// Runs of one request, with deaths of the net that runs it between them; how many violations that is.
+    fn after_deaths(sent: Sent, deaths: &[bool]) -> usize {
+        let mut ledger = Ledger::default();
+        ledger.sent(RequestId(N), sent);
+        let request = message(sent.method, &filler(N, 20));
+        for died in deaths {
+            if *died {
+                ledger.died(B);
+            }
+            ledger.ran(B, id_of(A), &request);
+        }
+        ledger.failed(A, RequestId(N), RequestError::TimedOut);
+        ledger.finish();
+        ledger.violations.len()
+    }
+
+    #[test]
+    fn only_a_death_and_a_fitting_method_excuse_a_second_run() {
+        let put = Sent { method: Code::PUT, ..REQUEST };
+        assert_eq!(after_deaths(put, &[false, true]), 0);
+        assert_eq!(after_deaths(put, &[false, true, true]), 0);
+        assert_eq!(after_deaths(put, &[false, false]), 1, "nobody died");
+        assert_eq!(after_deaths(put, &[false, true, false]), 1, "one death excuses one run");
+        assert_eq!(after_deaths(put, &[true, false]), 1, "a death before the first run excuses none");
+        assert_eq!(after_deaths(REQUEST, &[false, true]), 1, "a POST may not");
+        assert_eq!(after_deaths(REQUEST, &[true]), 0, "but once");
+        assert_eq!(after_deaths(Sent { repeatable: true, ..REQUEST }, &[false, true]), 0);
+        assert_eq!(
+            after_deaths(Sent { confirmable: false, ..put }, &[false, true]),
+            1,
+            "a NON is never repeated"
+        );
+        assert_eq!(after_deaths(Sent { method: Code::PATCH, ..REQUEST }, &[false, true]), 1);
+    }
+
+    #[test]
+    fn the_end_of_a_session_with_its_sender_is_a_loss_of_memory_too() {
+        let put = Sent { method: Code::PUT, ..REQUEST };
+        for (with, violations) in [(A, 0), (NetIndex(2), 1)] {
+            let mut ledger = Ledger::default();
+            ledger.sent(RequestId(N), put);
+            ledger.ran(B, id_of(A), &message(Code::PUT, &filler(N, 20)));
+            ledger.ended(B, with);
+            ledger.ran(B, id_of(A), &message(Code::PUT, &filler(N, 20)));
+            assert_eq!(ledger.violations.len(), violations);
+        }
+    }
+
+    #[test]
+    fn another_method_and_an_unwelcome_one_are_seen() {
+        let mut ledger = sent();
+        ledger.ran(B, id_of(A), &message(Code::PUT, &filler(N, 20)));
+        assert_eq!(ledger.violations.len(), 1);
+        let mut ledger = sent();
+        ledger.objects_to = Some(Code::POST);
+        ledger.ran(B, id_of(A), &request());
+        assert_eq!(ledger.violations.len(), 1);
     }
 
     #[test]

@@ -3,27 +3,25 @@ use std::{collections::VecDeque, fmt};
 
 use m2m_proto::time::Time;
 
-/// So many lines are kept: what led to a fault is in the last ones.
-const LINES: usize = 60;
-
 /// The record of a run.
 #[derive(Debug)]
 pub struct Trace {
     hash: u64,
     lines: Option<VecDeque<String>>,
+    most: usize,
 }
 
 impl Default for Trace {
     fn default() -> Trace {
         // FNV-1a's offset basis and, below, its prime: any mixing does that depends on every byte and on the order.
-        Trace { hash: 0xCBF2_9CE4_8422_2325, lines: None }
+        Trace { hash: 0xCBF2_9CE4_8422_2325, lines: None, most: 0 }
     }
 }
 
 impl Trace {
-    /// Keeps the last lines from now on. Without it a line costs nothing.
-    pub fn keep_lines(&mut self) {
-        self.lines = Some(VecDeque::new());
+    /// Keeps the last so many lines from now on. Without it a line costs nothing.
+    pub fn keep_lines(&mut self, most: usize) {
+        (self.lines, self.most) = (Some(VecDeque::new()), most);
     }
 
     /// Two runs with the same hash did the same, byte for byte.
@@ -49,7 +47,7 @@ impl Trace {
     /// Adds a line, if lines are kept.
     pub fn line(&mut self, now: Time, words: fmt::Arguments<'_>) {
         let Some(lines) = &mut self.lines else { return };
-        if lines.len() == LINES {
+        if lines.len() >= self.most {
             lines.pop_front();
         }
         lines.push_back(format!("{now:?} {words}"));
@@ -84,10 +82,10 @@ mod tests {
         let mut trace = Trace::default();
         trace.line(Time::ZERO, format_args!("unheard"));
         assert!(trace.lines().is_empty());
-        trace.keep_lines();
-        (0..LINES + 5).for_each(|n| trace.line(Time::ZERO, format_args!("line {n}")));
+        trace.keep_lines(60);
+        (0..65).for_each(|n| trace.line(Time::ZERO, format_args!("line {n}")));
         let lines = trace.lines();
-        assert_eq!(lines.len(), LINES);
+        assert_eq!(lines.len(), 60);
         assert!(lines[0].ends_with("line 5"), "{}", lines[0]);
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! - No datagram is larger than 1200 bytes (protocol, section 3).
 //! - No more goes to an address than came from it, until something authentic did (section 12), unless a session was opened
-//!   to it: then this net's user named the address.
+//!   to it: then this net's user named the address. What is authentic but was sent from elsewhere may be answered with
+//!   three times as much (section 10.2).
 //! - A machine that is woken has something to do, and is not woken all the time.
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
 };
 
@@ -19,13 +21,18 @@ const INIT: u8 = 0x91;
 const LONG: u8 = 0x80;
 /// Byte 0 of RESP.
 const RESP: u8 = 0x92;
+/// So many times the size of an authentic packet from a new address may go there, beside as much as came.
+const ROAMING_CREDIT: usize = 2;
 /// So often in a row, at one instant, a machine may be woken for nothing.
 const MAX_IDLE_WAKES: u32 = 20;
 /// So often in one second a machine may be woken: a scenario has no work for more.
 const MAX_WAKES_A_SECOND: u32 = 2_000;
 
+/// So many datagrams a net may send at one instant: a scenario gives no cause for more.
+const MAX_BURST: u32 = 1_000;
+
 /// The checks, and what they found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watch {
     /// What must not be, in the order in which it was seen.
     pub violations: Vec<String>,
@@ -36,6 +43,8 @@ pub struct Watch {
     accounts: BTreeMap<(NetIndex, SocketAddr), Account>,
     delivered: BTreeSet<u64>,
     wakes: BTreeMap<NetIndex, Wakes>,
+    /// Who sent last, when, and how many at that instant.
+    burst: (NetIndex, Time, u32),
 }
 
 /// What went between a net and an address.
@@ -54,6 +63,20 @@ struct Wakes {
     in_second: u32,
 }
 
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch {
+            violations: Vec::new(),
+            trace: Trace::default(),
+            datagrams: 0,
+            accounts: BTreeMap::new(),
+            delivered: BTreeSet::new(),
+            wakes: BTreeMap::new(),
+            burst: (NetIndex(0), Time::ZERO, 0),
+        }
+    }
+}
+
 impl Watch {
     /// A net started anew: it knows no address any more.
     pub fn forget(&mut self, index: NetIndex) {
@@ -65,9 +88,16 @@ impl Watch {
         self.datagrams += 1;
         self.trace.mix_number(now.as_micros());
         self.trace.mix(bytes);
-        self.trace.line(now, format_args!("{} -> {to}: {}", index.0, sketch(bytes)));
+        self.trace.line(now, format_args!("{} -> {to}: {}", index.0, Sketch(bytes)));
         if bytes.len() > MAX_DATAGRAM {
             self.violation(now, format!("net {} sends a datagram of {} bytes", index.0, bytes.len()));
+        }
+        self.burst = match self.burst {
+            (net, at, count) if (net, at) == (index, now) => (net, at, count + 1),
+            _ => (index, now, 1),
+        };
+        if self.burst.2 == MAX_BURST {
+            self.violation(now, format!("net {} sends {MAX_BURST} datagrams at one instant", index.0));
         }
         let account = self.accounts.entry((index, to)).or_default();
         account.sent += bytes.len();
@@ -98,7 +128,7 @@ impl Watch {
             format_args!(
                 "{} <- {from}: {}{}",
                 index.0,
-                sketch(bytes),
+                Sketch(bytes),
                 if genuine.is_none() { ", forged" } else { "" }
             ),
         );
@@ -106,12 +136,13 @@ impl Watch {
         account.received += bytes.len();
         let proves = bytes.first().is_some_and(|byte| byte & LONG == 0 || *byte == RESP);
         // The first copy to arrive is the authentic one, wherever it came from; later ones are replays. Who made it has
-        // had the keys from here, so its own address is proven as well.
+        // had the keys from here, so its own address is proven.
         if let Some((serial, sender)) = genuine
             && self.delivered.insert(serial)
             && proves
         {
-            account.is_trusted = true;
+            // From elsewhere it proves nothing of that place: it may be asked, with three times as much (section 10.2).
+            account.received += if from == sender { 0 } else { ROAMING_CREDIT * bytes.len() };
             self.accounts.entry((index, sender)).or_default().is_trusted = true;
         }
     }
@@ -148,20 +179,27 @@ impl Watch {
     }
 }
 
-/// A datagram in a few words.
-fn sketch(bytes: &[u8]) -> String {
-    let kind = match bytes.first() {
-        None => return "nothing".into(),
-        Some(&INIT) => "INIT",
-        Some(&RESP) => "RESP",
-        Some(0x93) => "COOKIE",
-        Some(byte) if byte & LONG == 0 => "short",
-        Some(_) => "other",
-    };
-    let token = bytes.get(1..5).filter(|_| kind == "short");
-    match token {
-        Some([a, b, c, d]) => format!("{kind} {a:02x}{b:02x}{c:02x}{d:02x}, {} bytes", bytes.len()),
-        _ => format!("{kind}, {} bytes", bytes.len()),
+/// A datagram in a few words, made only if they are read.
+struct Sketch<'a>(&'a [u8]);
+
+impl fmt::Display for Sketch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0;
+        let kind = match bytes.first() {
+            None => return f.write_str("nothing"),
+            Some(&INIT) => "INIT",
+            Some(&RESP) => "RESP",
+            Some(0x93) => "COOKIE",
+            Some(0x95) => "RESET-HINT",
+            Some(byte) if byte & LONG == 0 => "short",
+            Some(_) => "other",
+        };
+        let token = bytes.get(1..5).filter(|_| matches!(kind, "short" | "RESET-HINT"));
+        f.write_str(kind)?;
+        if let Some([a, b, c, d]) = token {
+            write!(f, " {a:02x}{b:02x}{c:02x}{d:02x}")?;
+        }
+        write!(f, ", {} bytes", bytes.len())
     }
 }
 
@@ -201,6 +239,17 @@ mod tests {
     }
 
     #[test]
+    fn an_authentic_packet_from_elsewhere_earns_three_times_its_size_there() {
+        let mut watch = Watch::default();
+        watch.received(Time::ZERO, NET, address(2), &[0x41; 30], Some((1, address(1))));
+        watch.sent(Time::ZERO, NET, address(2), &[0x41; 90]);
+        watch.sent(Time::ZERO, NET, address(1), &[0x41; 1000]);
+        assert_eq!(watch.violations, [""; 0]);
+        watch.sent(Time::ZERO, NET, address(2), &[0x41; 1]);
+        assert_eq!(watch.violations.len(), 1);
+    }
+
+    #[test]
     fn whoever_opens_a_session_may_ask_first() {
         let mut watch = Watch::default();
         (0..5).for_each(|_| watch.sent(Time::ZERO, NET, address(1), &[INIT; 104]));
@@ -220,8 +269,10 @@ mod tests {
         assert_eq!(watch.violations, [""; 0]);
         (0..=MAX_IDLE_WAKES).for_each(|_| watch.woken(Time::from_micros(500), NET, 0));
         assert_eq!(watch.violations.len(), 1);
+        (0..MAX_BURST).for_each(|_| watch.sent(Time::ZERO, NET, address(1), &[INIT; 104]));
+        assert_eq!(watch.violations.len(), 2, "{:?}", watch.violations);
         (0..=MAX_WAKES_A_SECOND)
             .for_each(|n| watch.woken(Time::from_micros(u64::from(n) + 2_000_000), NET, 1));
-        assert_eq!(watch.violations.len(), 2);
+        assert_eq!(watch.violations.len(), 3);
     }
 }

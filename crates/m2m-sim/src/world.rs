@@ -7,67 +7,27 @@ use std::{
 
 use m2m_proto::{
     config::Config,
-    event::{ClaimOutcome, ClaimRequest, Event, KeyToStore, Output},
+    event::{ClaimRequest, Event, Output},
     id::Id,
     net::{HostConfig, Net},
     session::keys::{DeviceKey, NetKey, PeerKey},
     time::{Duration, Time},
 };
-use rand_chacha::{
-    ChaCha12Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
 
-use crate::watch::Watch;
+use crate::{bottleneck::Bottleneck, watch::Watch};
+
+mod link;
+mod member;
+
+pub use link::{Faults, Meddle, Meddler, Prey};
+pub use member::{Member, Nat, SOCKET_BUFFER};
+
+use member::{Held, Suspension};
 
 /// A net of the world, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetIndex(pub usize);
-
-/// What links do to datagrams. Chances are in 1/1000.
-#[derive(Clone, Copy, Debug)]
-pub struct Faults {
-    /// A datagram vanishes.
-    pub loss: u32,
-    /// It comes twice.
-    pub duplicate: u32,
-    /// One of its bits flips.
-    pub corrupt: u32,
-    /// The shortest way takes this long.
-    pub delay: Duration,
-    /// And up to so much more, which also reorders.
-    pub jitter: Duration,
-}
-
-impl Default for Faults {
-    fn default() -> Faults {
-        Faults { loss: 0, duplicate: 0, corrupt: 0, delay: Duration::from_millis(5), jitter: Duration::ZERO }
-    }
-}
-
-/// One net, where it lives, and what it has told so far.
-pub struct Member {
-    /// The machine; `None` while it is down.
-    pub net: Option<Net>,
-    /// Its socket's address.
-    pub address: SocketAddr,
-    /// What it told and nobody has looked at yet.
-    pub events: VecDeque<(Time, Event)>,
-    /// The claims that its store holds: id, device key, since when.
-    pub claims: BTreeMap<Id, ([u8; 32], u32)>,
-    /// The last epoch that it saved.
-    pub epoch: u64,
-    /// Its store fails.
-    pub disk_full: bool,
-    /// The net keys that it was sent from afar and kept.
-    pub keys: Vec<KeyToStore>,
-    /// Its store answers nothing about keys: the test does.
-    pub slow_keys: bool,
-    /// How often it was started.
-    pub lives: u32,
-    /// When it wants to be woken; other wake-ups of it are stale.
-    wake: Time,
-}
 
 /// A datagram that a net sent, as anyone on the path sees it.
 #[derive(Clone, Debug)]
@@ -90,6 +50,17 @@ struct Flying {
     genuine: Option<(u64, SocketAddr)>,
 }
 
+/// What is on its way to a net.
+enum Coming {
+    Datagram(Flying),
+    /// The answer of a store that takes its time.
+    Stored {
+        net: NetIndex,
+        life: u32,
+        request: ClaimRequest,
+    },
+}
+
 /// So many datagrams an eavesdropper remembers.
 const OVERHEARD: usize = 64;
 /// More at once than this, without time passing, is no answer to anything.
@@ -101,15 +72,27 @@ pub struct World {
     pub now: Time,
     /// What the links do.
     pub faults: Faults,
+    /// The narrowest link, if any is narrow.
+    pub bottleneck: Option<Bottleneck>,
     /// Randomness of the world, not of the nets.
     pub rng: ChaCha12Rng,
     members: Vec<Member>,
     by_address: BTreeMap<SocketAddr, NetIndex>,
-    flying: BTreeMap<(Time, u64), Flying>,
+    coming: BTreeMap<(Time, u64), Coming>,
     timers: BinaryHeap<Reverse<(Time, NetIndex)>>,
     sent: u64,
+    seed: u64,
+    link_counts: BTreeMap<(usize, usize), u64>,
+    /// Buffers for the next datagrams.
+    spare: Vec<Vec<u8>>,
     /// Cut links: nothing passes between these, either way.
     pub cut: Vec<(NetIndex, NetIndex)>,
+    /// Links that are cut in one direction: nothing passes from the first to the second.
+    pub cut_one_way: Vec<(NetIndex, NetIndex)>,
+    /// What an attacker on the path does to datagrams; the first rule that wants one has it.
+    pub meddlers: Vec<Meddler>,
+    /// How often what happened.
+    pub tally: BTreeMap<&'static str, u64>,
     /// What every datagram and every wake-up is checked against.
     pub watch: Watch,
     /// The last datagrams that left, if an eavesdropper is there.
@@ -127,13 +110,20 @@ impl World {
         World {
             now: Time::from_micros(1_000_000),
             faults: Faults::default(),
+            bottleneck: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
             members: Vec::new(),
             by_address: BTreeMap::new(),
-            flying: BTreeMap::new(),
+            coming: BTreeMap::new(),
             timers: BinaryHeap::new(),
             sent: 0,
+            seed,
+            link_counts: BTreeMap::new(),
+            spare: Vec::new(),
             cut: Vec::new(),
+            cut_one_way: Vec::new(),
+            meddlers: Vec::new(),
+            tally: BTreeMap::new(),
             watch: Watch::default(),
             overheard: None,
             tap: None,
@@ -162,18 +152,7 @@ impl World {
         let index = NetIndex(self.members.len());
         let host = u8::try_from(index.0 + 1).expect("a world holds at most 254 nets");
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, host, 1)), 9527);
-        self.members.push(Member {
-            net: None,
-            address,
-            events: VecDeque::new(),
-            claims: BTreeMap::new(),
-            epoch: 0,
-            disk_full: false,
-            keys: Vec::new(),
-            slow_keys: false,
-            lives: 0,
-            wake: Time::NEVER,
-        });
+        self.members.push(Member::new(address));
         self.by_address.insert(address, index);
         self.start(index, config);
         index
@@ -209,13 +188,21 @@ impl World {
 
     /// Starts a net's machine, anew if it ran: its memory is gone, its address and its disk are not.
     pub fn start(&mut self, index: NetIndex, mut config: Config) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        member.lives += 1;
+        member.born = now;
+        member.lag = Duration::ZERO;
+        member.suspended = None;
+        config.last_epoch = member.epoch;
+        // A net's randomness depends on nothing that the others do.
         let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        config.last_epoch = self.members[index.0].epoch;
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&(index.0 as u64).to_le_bytes());
+        seed[16..20].copy_from_slice(&member.lives.to_le_bytes());
         let mut net = Net::new(config, seed, self.now);
-        net.set_unix_time(self.now, UNIX_START_MS + self.now.as_micros() / 1000);
-        self.members[index.0].net = Some(net);
-        self.members[index.0].lives += 1;
+        net.set_unix_time(self.now, member.unix_ms(self.now));
+        member.net = Some(net);
         self.watch.forget(index);
         self.pump(index);
     }
@@ -223,6 +210,97 @@ impl World {
     /// Takes a net down without a word (kill -9).
     pub fn kill(&mut self, index: NetIndex) {
         self.members[index.0].net = None;
+        self.members[index.0].suspended = None;
+    }
+
+    /// Counts one more of these.
+    pub fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    /// A net's own monotonic time, which deadlines are in.
+    pub fn local_now(&self, index: NetIndex) -> Time {
+        self.members[index.0].local(self.now)
+    }
+
+    /// The net gets another port, of which it learns nothing; what goes to the old one is lost.
+    pub fn rebind(&mut self, index: NetIndex) {
+        let mut address = self.members[index.0].address;
+        // Ports come again after a while, as they do.
+        address.set_port(9527 + (address.port() - 9526) % 1000);
+        self.change_address(index, address);
+    }
+
+    /// The net gets another address, of which it learns nothing.
+    pub fn relocate(&mut self, index: NetIndex) {
+        let mut address = self.members[index.0].address;
+        if let IpAddr::V4(ip) = address.ip() {
+            let [a, b, net, host] = ip.octets();
+            address.set_ip(IpAddr::V4(Ipv4Addr::new(a, b, net, host % 250 + 1)));
+        }
+        self.change_address(index, address);
+    }
+
+    fn change_address(&mut self, index: NetIndex, address: SocketAddr) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        member.moved = now;
+        let old = core::mem::replace(&mut member.address, address);
+        if let Some(nat) = &mut member.nat {
+            nat.forget();
+        }
+        self.by_address.remove(&old);
+        self.by_address.insert(address, index);
+    }
+
+    /// Takes a net's time away: its socket keeps a few datagrams for it. With `clock_stops` its monotonic clock stands
+    /// still until [`World::resume`], as where it does not count while the machine sleeps.
+    pub fn suspend(&mut self, index: NetIndex, clock_stops: bool) {
+        let since = self.now;
+        let member = &mut self.members[index.0];
+        if member.net.is_some() && member.suspended.is_none() {
+            member.suspended = Some(Suspension { since, clock_stops, buffer: VecDeque::new() });
+        }
+    }
+
+    /// True if a net has a machine that gets time.
+    pub fn is_awake(&self, index: NetIndex) -> bool {
+        let member = &self.members[index.0];
+        member.net.is_some() && member.suspended.is_none()
+    }
+
+    /// Gives a suspended net time again: everything that is overdue happens at once, the datagrams first or last.
+    pub fn resume(&mut self, index: NetIndex, datagrams_first: bool) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        let Some(Suspension { since, clock_stops, buffer }) = member.suspended.take() else { return };
+        if clock_stops {
+            member.lag += now.since(since);
+        }
+        let local = member.local(now);
+        if !datagrams_first && let Some(net) = member.net.as_mut() {
+            net.handle_timeout(local);
+            self.pump(index);
+        }
+        for Held { from, bytes, genuine } in buffer {
+            self.arrive(index, from, bytes, genuine);
+        }
+        if let Some(net) = self.members[index.0].net.as_mut() {
+            net.handle_timeout(local);
+        }
+        self.pump(index);
+    }
+
+    /// Sets a net's wall clock: so many milliseconds ahead of the right time.
+    pub fn set_clock(&mut self, index: NetIndex, error_ms: i64) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        member.clock_error_ms = error_ms;
+        let (local, unix_ms) = (member.local(now), member.unix_ms(now));
+        if let Some(net) = member.net.as_mut() {
+            net.set_unix_time(local, unix_ms);
+        }
+        self.pump(index);
     }
 
     /// The net sends from another address from now on, of which it learns nothing. What goes to the old one reaches it
@@ -252,7 +330,7 @@ impl World {
 
     /// Gives a command and carries out what comes of it.
     pub fn command<T>(&mut self, index: NetIndex, command: impl FnOnce(&mut Net, Time) -> T) -> T {
-        let now = self.now;
+        let now = self.local_now(index);
         let result = command(self.net(index), now);
         self.pump(index);
         result
@@ -263,28 +341,27 @@ impl World {
         for done in 0..MAX_OUTPUTS {
             let now = self.now;
             let member = &mut self.members[index.0];
-            let Some(net) = member.net.as_mut() else { return done };
-            match net.poll_output(now) {
+            let local = member.local(now);
+            let Some(net) = member.net.as_mut().filter(|_| member.suspended.is_none()) else { return done };
+            match net.poll_output(local) {
                 Output::Datagram { to, bytes } => {
-                    let from = member.address;
-                    self.launch(index, from, to, &bytes);
+                    self.launch(index, to, &bytes);
                     self.net(index).recycle(bytes);
                 }
                 Output::Event(event) => member.events.push_back((now, event)),
-                Output::Claim(request) => {
-                    let outcome = member.claim(&request, now);
-                    self.net(index).claim_checked(now, request.session, outcome);
-                }
-                Output::SaveEpoch(epoch) => member.epoch = epoch,
+                Output::Claim(request) => self.ask_store(index, request),
+                Output::SaveEpoch(epoch) if !member.disk_full => member.epoch = epoch,
+                Output::SaveEpoch(_) => {}
                 Output::StoreKey(key) => {
                     let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
                     member.keys.push(key);
                     if answers {
-                        self.net(index).key_stored(now, session, ok);
+                        self.net(index).key_stored(local, session, ok);
                     }
                 }
                 Output::Handover { shard, .. } => panic!("the world has no shard {shard}"),
                 Output::Timeout(until) => {
+                    let until = until + member.lag;
                     if until != member.wake {
                         member.wake = until;
                         self.timers.push(Reverse((until, index)));
@@ -296,100 +373,104 @@ impl World {
         panic!("net {} has more than {MAX_OUTPUTS} things to do at once", index.0);
     }
 
-    fn chance(&mut self, per_mille: u32) -> bool {
-        per_mille > 0 && self.rng.next_u32() % 1000 < per_mille
-    }
-
-    fn launch(&mut self, index: NetIndex, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+    fn ask_store(&mut self, net: NetIndex, request: ClaimRequest) {
+        let now = self.now;
+        let member = &mut self.members[net.0];
+        if member.store_delay == Duration::ZERO {
+            let (outcome, local) = (member.claim(&request, now), member.local(now));
+            return self.net(net).claim_checked(local, request.session, outcome);
+        }
+        let (at, life) = (now + member.store_delay, member.lives);
         self.sent += 1;
-        let serial = self.sent;
-        self.watch.sent(self.now, index, to, bytes);
-        if let Some(tap) = &mut self.tap {
-            tap.push((from, to, bytes.to_vec()));
-        }
-        if let Some(overheard) = &mut self.overheard {
-            overheard.truncate(OVERHEARD - 1);
-            overheard.push_front(Seen { serial, from, to, bytes: bytes.to_vec() });
-        }
-        let target = self.by_address.get(&to).copied();
-        let is_cut = target.is_some_and(|target| {
-            self.cut.iter().any(|(a, b)| (*a, *b) == (index, target) || (*b, *a) == (index, target))
-        });
-        if is_cut || self.chance(self.faults.loss) {
-            return;
-        }
-        self.fly(from, to, bytes, Some((serial, from)));
-        if self.chance(self.faults.duplicate) {
-            self.fly(from, to, bytes, Some((serial, from)));
-        }
+        self.coming.insert((at, self.sent), Coming::Stored { net, life, request });
+        self.count("late answers of a store");
     }
 
-    /// Puts a datagram on the wire that an eavesdropper made of one that it saw.
-    pub fn replay(&mut self, seen: &Seen, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let is_unchanged = to == seen.to && bytes == seen.bytes;
-        self.fly(from, to, bytes, is_unchanged.then_some((seen.serial, seen.from)));
-    }
-
-    /// Puts a datagram on the wire, whoever made it.
-    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        self.fly(from, to, bytes, None);
-    }
-
-    fn fly(
-        &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        bytes: &[u8],
-        mut genuine: Option<(u64, SocketAddr)>,
-    ) {
-        let jitter = u64::try_from(self.faults.jitter.as_micros()).unwrap_or(u64::MAX).max(1);
-        let arrival = self.now + self.faults.delay + Duration::from_micros(self.rng.next_u64() % jitter);
-        let mut bytes = bytes.to_vec();
-        if self.chance(self.faults.corrupt) && !bytes.is_empty() {
-            let at = self.rng.next_u32() as usize % bytes.len();
-            bytes[at] ^= 1 << (self.rng.next_u32() % 8);
-            genuine = None;
+    /// A store is done; whoever asked may be gone.
+    fn stored(&mut self, net: NetIndex, life: u32, request: &ClaimRequest) {
+        let now = self.now;
+        let member = &mut self.members[net.0];
+        let (outcome, local) = (member.claim(request, now), member.local(now));
+        if member.lives == life
+            && let Some(machine) = member.net.as_mut()
+        {
+            machine.claim_checked(local, request.session, outcome);
+            self.pump(net);
         }
-        self.sent += 1;
-        self.flying.insert((arrival, self.sent), Flying { to, from, bytes, genuine });
     }
 
     /// Lets the next thing happen, if that is not after `until`, and says to whom; none if nothing does.
     pub fn step(&mut self, until: Time) -> Option<NetIndex> {
-        let arrival = self.flying.first_key_value().map_or(Time::NEVER, |((at, _), _)| *at);
+        let arrival = self.coming.first_key_value().map_or(Time::NEVER, |((at, _), _)| *at);
         let timer = self.timers.peek().map_or(Time::NEVER, |Reverse((at, _))| *at);
         if arrival.min(timer) > until {
             self.now = self.now.max(until);
             return None;
         }
         self.now = self.now.max(arrival.min(timer));
-        let now = self.now;
-        let index = if arrival <= timer {
-            let (_, mut flying) = self.flying.pop_first()?;
-            let Some(index) = self.by_address.get(&flying.to).copied() else {
-                return Some(NetIndex(usize::MAX));
-            };
-            if let Some(net) = self.members[index.0].net.as_mut() {
-                self.watch.received(now, index, flying.from, &flying.bytes, flying.genuine);
-                net.handle_datagram(now, flying.from, &mut flying.bytes);
-            }
-            self.pump(index);
-            index
-        } else {
+        if arrival > timer {
             let Reverse((at, index)) = self.timers.pop()?;
-            let member = &mut self.members[index.0];
-            if member.wake != at {
-                return Some(index);
+            self.wake(at, index);
+            return Some(index);
+        }
+        let (_, coming) = self.coming.pop_first()?;
+        let flying = match coming {
+            Coming::Datagram(flying) => flying,
+            Coming::Stored { net, life, request } => {
+                self.stored(net, life, &request);
+                return Some(net);
             }
-            member.wake = Time::NEVER;
-            if let Some(net) = self.members[index.0].net.as_mut() {
-                net.handle_timeout(now);
-            }
-            let done = self.pump(index);
-            self.watch.woken(now, index, done);
-            index
         };
+        let Some(index) = self.by_address.get(&flying.to).copied() else {
+            return Some(NetIndex(usize::MAX));
+        };
+        let nat = self.members[index.0].nat.as_ref();
+        if nat.is_some_and(|nat| !nat.lets_in(self.now, flying.from)) {
+            self.count("datagrams kept out by a NAT");
+            return Some(NetIndex(usize::MAX));
+        }
+        self.arrive(index, flying.from, flying.bytes, flying.genuine);
         Some(index)
+    }
+
+    /// A datagram is at a net's socket.
+    fn arrive(
+        &mut self,
+        index: NetIndex,
+        from: SocketAddr,
+        mut bytes: Vec<u8>,
+        genuine: Option<(u64, SocketAddr)>,
+    ) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        if let Some(suspension) = &mut member.suspended {
+            if suspension.buffer.len() < SOCKET_BUFFER {
+                suspension.buffer.push_back(Held { from, bytes, genuine });
+            }
+            return;
+        }
+        let local = member.local(now);
+        if let Some(net) = member.net.as_mut() {
+            self.watch.received(now, index, from, &bytes, genuine);
+            net.handle_datagram(local, from, &mut bytes);
+        }
+        self.spare.push(bytes);
+        self.pump(index);
+    }
+
+    /// A net's timer fires, if it is not one that was moved since.
+    fn wake(&mut self, at: Time, index: NetIndex) {
+        let now = self.now;
+        let member = &mut self.members[index.0];
+        if member.wake != at {
+            return;
+        }
+        member.wake = Time::NEVER;
+        let local = member.local(now);
+        let Some(net) = member.net.as_mut().filter(|_| member.suspended.is_none()) else { return };
+        net.handle_timeout(local);
+        let done = self.pump(index);
+        self.watch.woken(now, index, done);
     }
 
     /// Lets time pass.
@@ -419,25 +500,6 @@ impl World {
             let told: Vec<_> = events.iter().collect();
             assert!(self.now < until, "net {} did not tell it within {limit:?}; it told {told:?}", index.0);
             self.step(until);
-        }
-    }
-}
-
-impl Member {
-    fn claim(&mut self, request: &ClaimRequest, now: Time) -> ClaimOutcome {
-        if self.disk_full {
-            return ClaimOutcome::Failed;
-        }
-        let since = u32::try_from((UNIX_START_MS + now.as_micros() / 1000) / 1000).unwrap_or(u32::MAX);
-        match (self.claims.get(&request.id), request.public) {
-            (None, None) => ClaimOutcome::Held,
-            (None, Some(_)) if !request.may_be_new => ClaimOutcome::NotNow,
-            (None, Some(public)) => {
-                self.claims.insert(request.id, (public, since));
-                ClaimOutcome::New
-            }
-            (Some((known, _)), Some(public)) if *known == public => ClaimOutcome::Held,
-            (Some((_, since)), _) => ClaimOutcome::Taken { since: *since },
         }
     }
 }

@@ -16,7 +16,8 @@ pub use super::incoming::IncomingId;
 /// Limits and times of a line; the same for all lines of a net.
 #[derive(Clone, Debug)]
 pub struct LineConfig {
-    /// Confirmable messages in flight (RFC 7252 section 4.7 NSTART). Default 16.
+    /// Most confirmable messages in flight (RFC 7252 section 4.7 NSTART), if the path takes as many. Default 256: more
+    /// would outrun the peer's memory.
     pub window: usize,
     /// Bytes of the largest message that fits into a packet. Default 1152.
     pub max_message: usize,
@@ -47,7 +48,7 @@ pub struct LineConfig {
 impl Default for LineConfig {
     fn default() -> LineConfig {
         LineConfig {
-            window: 16,
+            window: MID_WINDOW,
             max_message: 1152,
             max_waiting: 256,
             max_waiting_bytes: 256 * 1024,

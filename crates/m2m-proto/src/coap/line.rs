@@ -30,6 +30,7 @@ use busy::{Busy, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
+mod depart;
 mod fit;
 mod moved;
 mod receive;
@@ -93,6 +94,7 @@ impl Line {
             is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
             has_left: false,
+            was_acked_before: false,
             kept: None,
         };
         self.wake_by(parts.deadline);
@@ -201,8 +203,8 @@ impl Line {
 
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
-        let busy = self.busy.as_deref_mut()?;
         loop {
+            let busy = self.busy.as_deref_mut()?;
             match busy.ready.front() {
                 Some(ready) if busy.is_current(self.next_mid, ready) => break,
                 Some(_) => {
@@ -211,15 +213,13 @@ impl Line {
                     }
                 }
                 None => {
-                    if !busy.outgoing.start_next(self.next_mid, cx.config.window) {
+                    if !self.start_next(cx) {
                         return None;
                     }
-                    busy.ready.push_back(Ready::Confirmable(self.next_mid));
-                    self.next_mid = self.next_mid.plus(1);
                 }
             }
         }
-        busy.outbound(self.next_mid)
+        self.busy.as_deref_mut()?.outbound(self.next_mid)
     }
 
     /// Says that the message of the last [`Line::poll_message`] is in the packet of this number, which leaves now.
@@ -276,7 +276,7 @@ impl Line {
         incoming.expire_answers(cx.now, cx.config.answer_lifetime, cx.pool);
         let due = busy.incoming.next_timeout(cx.config.ack_delay, cx.config.answer_lifetime);
         self.timer = due.min(busy.outgoing.next_timeout()).min(cx.now + cx.config.answer_lifetime);
-        self.free_if_empty();
+        self.free_when_rested(cx);
         unanswered
     }
 
@@ -337,10 +337,16 @@ impl Line {
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
             unanswered |= open.transmissions > UNANSWERED_RETRANSMISSIONS;
+            self.rtt.timed_out(open.first_sent, open.transmissions);
+            busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
             if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
-                self.rtt.timed_out(open.first_sent, open.transmissions);
-                open.due = Time::NEVER;
-                busy.ready.push_back(Ready::Confirmable(mid));
+                if self.rtt.backoff() == 0 {
+                    busy.outgoing.lose(self.next_mid, mid);
+                } else {
+                    // Into silence each goes by its own doubled timeouts (RFC 7252 section 4.2).
+                    open.due = Time::NEVER;
+                    busy.ready.push_back(Ready::Confirmable(mid));
+                }
                 continue;
             }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };
@@ -359,7 +365,7 @@ impl Line {
     }
 
     fn free_if_empty(&mut self) {
-        if self.busy.as_ref().is_some_and(|busy| busy.is_idle() && busy.incoming.answers() == 0) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_empty()) {
             self.busy = None;
             self.timer = Time::NEVER;
         }

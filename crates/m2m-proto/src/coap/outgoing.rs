@@ -47,6 +47,9 @@ pub(super) struct Open {
     /// When it is sent again; never while a transmission is on its way out.
     pub(super) due: Time,
     pub(super) first_sent: Time,
+    pub(super) last_sent: Time,
+    /// It was lost, and waits until the window lets it leave again.
+    pub(super) is_lost: bool,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
     /// It must not leave again before the peer has said whether it remembers it.
@@ -87,6 +90,8 @@ pub(super) struct Request {
     pub(super) progress: Progress,
     /// It left in a session before, so that it may have run although it waits.
     pub(super) has_left: bool,
+    /// It was acknowledged before the session got new keys, by a peer that may have forgotten it since.
+    pub(super) was_acked_before: bool,
     /// The message after its acknowledgement, if it is repeatable.
     pub(super) kept: Option<Vec<u8>>,
 }
@@ -115,6 +120,8 @@ pub(super) struct Outgoing {
     /// By Message ID, counted from the oldest one in flight; `None` for what is done.
     open: VecDeque<Option<Open>>,
     in_flight: usize,
+    /// Of those, the ones that were lost and wait until the window lets them leave again.
+    lost: usize,
     /// Responses don't wait behind requests: the peer's requests end with them.
     waiting_responses: VecDeque<Waiting>,
     waiting: VecDeque<Waiting>,
@@ -129,6 +136,36 @@ impl Outgoing {
     /// Messages that were sent and are neither acknowledged nor given up.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Messages that may be on their way: those in flight without those that were lost.
+    pub(super) fn in_network(&self) -> usize {
+        self.in_flight - self.lost
+    }
+
+    /// As [`Outgoing::in_network`], without what left more than `patience` before `now` if something was acknowledged at
+    /// `acknowledged`, after it left: that is lost as well, however long it waits to leave again. And the time when
+    /// the next one will be.
+    pub(super) fn still_in_network(
+        &self,
+        now: Time,
+        acknowledged: Time,
+        patience: Duration,
+    ) -> (usize, Time) {
+        let sent = self.open.iter().flatten().filter(|open| !open.is_lost);
+        sent.fold((0, Time::NEVER), |(count, next), open| {
+            let lost_at = open.last_sent + patience;
+            match open.transmissions > 0 && open.last_sent < acknowledged {
+                true if lost_at <= now => (count, next),
+                true => (count + 1, next.min(lost_at)),
+                false => (count + 1, next),
+            }
+        })
+    }
+
+    /// True if something is to leave, for the first time or again.
+    pub(super) fn has_next(&self) -> bool {
+        self.first_lost().is_some() || !self.waiting_responses.is_empty() || !self.waiting.is_empty()
     }
 
     /// From the oldest message in flight to the newest Message ID, both included.
@@ -167,9 +204,31 @@ impl Outgoing {
         self.waiting.push_back(Waiting { purpose, bytes });
     }
 
-    /// Gives the next waiting message the Message ID `next`, if the windows allow it. True if it did.
-    pub(super) fn start_next(&mut self, next: Mid, window: usize) -> bool {
-        if self.in_flight >= window || self.open.len() >= MID_WINDOW {
+    /// Notes that a message in flight was lost: it leaves again before others leave for the first time.
+    pub(super) fn lose(&mut self, next: Mid, mid: Mid) {
+        let Some(open) = self.get_mut(next, mid).filter(|open| !open.is_lost) else { return };
+        open.is_lost = true;
+        open.due = Time::NEVER;
+        self.lost += 1;
+    }
+
+    /// The oldest message that was lost, which leaves again now.
+    pub(super) fn start_lost(&mut self, next: Mid) -> Option<Mid> {
+        let index = self.first_lost()?;
+        self.open.get_mut(index)?.as_mut()?.is_lost = false;
+        self.lost -= 1;
+        let back = (self.open.len() - index) as u16;
+        Some(Mid(next.0.wrapping_sub(back)))
+    }
+
+    fn first_lost(&self) -> Option<usize> {
+        let may_leave = |open: &Option<Open>| open.as_ref().is_some_and(|open| open.is_lost && !open.is_held);
+        if self.lost == 0 { None } else { self.open.iter().position(may_leave) }
+    }
+
+    /// Gives the next waiting message the Message ID `next`, if the peer's memory allows it. True if it did.
+    pub(super) fn start_next(&mut self, next: Mid) -> bool {
+        if self.open.len() >= MID_WINDOW {
             return false;
         }
         let response = self.waiting_responses.pop_front();
@@ -193,6 +252,8 @@ impl Outgoing {
             jitter: 0,
             due: Time::NEVER,
             first_sent: Time::ZERO,
+            last_sent: Time::ZERO,
+            is_lost: false,
             first_packet: None,
             is_held: false,
         }));
@@ -220,6 +281,7 @@ impl Outgoing {
         let index = self.index(next, mid)?;
         let open = self.open.get_mut(index)?.take()?;
         self.in_flight -= 1;
+        self.lost -= usize::from(open.is_lost);
         if open.purpose == Purpose::Response {
             self.responses -= 1;
             self.response_bytes -= open.bytes.len();
@@ -340,7 +402,8 @@ impl Outgoing {
     /// Gives what was sent once the timeout that is known by now, if that is shorter, and returns when the first of
     /// it is due.
     pub(super) fn shorten_timeouts(&mut self, rtt: &RttEstimator, initial: Duration) -> Time {
-        let sent_once = self.open.iter_mut().flatten().filter(|open| open.transmissions == 1);
+        let is_running = |open: &&mut Open| open.transmissions == 1 && open.due != Time::NEVER;
+        let sent_once = self.open.iter_mut().flatten().filter(is_running);
         let due = sent_once.map(|open| {
             let rto = spread(rtt.rto(initial), open.jitter);
             open.due = open.due.min(open.first_sent + rto);
@@ -378,6 +441,7 @@ impl Outgoing {
         }
         self.requests.clear();
         self.in_flight = 0;
+        self.lost = 0;
         self.waiting_bytes = 0;
         self.responses = 0;
         self.response_bytes = 0;
@@ -399,6 +463,7 @@ impl Open {
 
     /// Counts a transmission that leaves now, and waits for what answers it.
     pub(super) fn count_transmission(&mut self, now: Time, rtt: &RttEstimator, initial: Duration) {
+        self.last_sent = now;
         self.due = now + self.rto(rtt, initial);
         self.transmissions = self.transmissions.saturating_add(1);
     }

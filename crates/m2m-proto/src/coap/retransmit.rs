@@ -49,6 +49,11 @@ impl RttEstimator {
         }
     }
 
+    /// Timeouts of one message since it left, if nothing was measured in the meantime.
+    pub fn backoff(&self) -> u8 {
+        self.backoff
+    }
+
     /// The smoothed round trip, once there is one.
     pub fn smoothed(&self) -> Option<Duration> {
         (self.smoothed != 0).then(|| Duration::from_micros(u64::from(self.smoothed)))

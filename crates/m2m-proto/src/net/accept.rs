@@ -189,7 +189,7 @@ impl Net {
             roaming: None,
             opener: None,
             tails: None,
-            is_resumed: false,
+            resumed: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

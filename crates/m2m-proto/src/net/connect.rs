@@ -96,7 +96,7 @@ impl Net {
             roaming: None,
             opener: Some(Box::new(Opener::new(pair, peer))),
             tails: None,
-            is_resumed: false,
+            resumed: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

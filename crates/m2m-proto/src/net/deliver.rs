@@ -40,8 +40,8 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         }
         let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
-        let (len, newest) = (datagram.len(), secure.newest());
         let generation = secure.generation();
+        let (len, newest) = (datagram.len(), secure.newest());
         let plain = match secure.open(datagram) {
             Ok(range) => datagram.get(range).unwrap_or_default(),
             Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
@@ -63,18 +63,7 @@ impl Net {
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
-        let id = match self.resumed_by(id, plain).filter(|_| is_first) {
-            Some(old) => {
-                self.take_over(now, old, id, origin);
-                old
-            }
-            None => {
-                if is_first {
-                    self.confirm(now, id, origin);
-                }
-                id
-            }
-        };
+        let id = if is_first { self.first_packet(now, id, origin, plain) } else { id };
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
@@ -119,6 +108,17 @@ impl Net {
         self.press_for_verdict(now, id);
         self.touch(id);
         self.arm(id);
+    }
+
+    /// The first packet of a session that a peer opened: it stands, or goes on as the one that it names.
+    fn first_packet(&mut self, now: Time, id: SessionId, origin: Origin, plain: &[u8]) -> SessionId {
+        let named = Net::resume_named(plain).and_then(|tag| Some((self.resumed_by(id, &tag)?, tag)));
+        let Some((old, tag)) = named else {
+            self.confirm(now, id, origin);
+            return id;
+        };
+        self.take_over(now, old, id, origin, tag);
+        old
     }
 
     /// A packet for a session that was closed here: its sender is told again, unless it says the same. Two that closed

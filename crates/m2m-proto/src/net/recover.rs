@@ -9,6 +9,8 @@
 //! Nothing old is given up before RESP: whoever forges a hint on the path costs one handshake in five seconds.
 use alloc::{boxed::Box, vec::Vec};
 
+use subtle::ConstantTimeEq;
+
 use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
@@ -42,6 +44,8 @@ const SILENT_RTOS: u32 = 3;
 /// A net is registered again within so much time after its host lost its memory (protocol, section 6.1): so long a
 /// session through a host is not given up.
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
+/// So long a direct session is not given up: time for two handshakes, on a path that loses much.
+const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
 const TAILS: usize = 16;
 
@@ -266,9 +270,14 @@ impl Net {
     /// True for a silent session that is not given up yet: a handshake for it is under way, or its host, or the peer,
     /// may have to register again first.
     pub(super) fn may_come_back(&self, now: Time, id: SessionId) -> bool {
-        let Some(session) = self.table.get(id).filter(|session| session.host.is_none()) else { return false };
-        let is_relayed = session.opener.is_some() && matches!(session.path, Path::Through(_));
-        session.is_recovering() || is_relayed && now.since(session.last_heard) < RELAYED_PATIENCE
+        let is_users = |session: &&Session| session.host.is_none() && session.is_open();
+        let Some(session) = self.table.get(id).filter(is_users) else { return false };
+        let patience = match session.path {
+            Path::Direct(_) => DIRECT_PATIENCE,
+            Path::Through(_) => RELAYED_PATIENCE,
+        };
+        let is_early = session.opener.is_some() && now.since(session.last_heard) < patience;
+        session.is_recovering() || is_early
     }
 
     /// There is a way through a host again: handshakes that waited for one go on.
@@ -316,7 +325,9 @@ impl Net {
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
         let only_one = attempt.connecting.sent == 1;
         let rtt = only_one.then(|| now.since(attempt.connecting.first_sent));
-        opener.resume = session.secure.as_ref().map(|secure| secure.resume_tag());
+        // Until the peer has answered it knows the session by the tag that was named first.
+        let tag = session.secure.as_ref().map(|secure| secure.resume_tag());
+        opener.resume = opener.resume.or(tag);
         opener.attempt = None;
         session.path = path;
         if let Some(rtt) = rtt {
@@ -347,34 +358,49 @@ impl Net {
         self.table.index_peer_token(id);
     }
 
-    /// The session of this net that the first packet of a new one means to go on with.
-    pub(super) fn resumed_by(&self, new: SessionId, plain: &[u8]) -> Option<SessionId> {
-        let tag = elements(plain).ok()?.find_map(|element| match element {
+    /// What the first packet of a session names to go on with.
+    pub(super) fn resume_named(plain: &[u8]) -> Option<[u8; 8]> {
+        elements(plain).ok()?.find_map(|element| match element {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
-        })?;
+        })
+    }
+
+    /// The session of this net that a new one means to go on with: by its keys, or by what it named itself, in case
+    /// the initiator never had an answer to that.
+    pub(super) fn resumed_by(&self, new: SessionId, tag: &[u8; 8]) -> Option<SessionId> {
         let peer = self.table.get(new)?.peer;
         let is_meant = |session: &Session| {
-            session.is_up()
-                && session.role == Role::Responder
-                && session.secure.as_ref().is_some_and(|secure| secure.has_resume_tag(&tag))
+            let has_named = session.resumed.is_some_and(|(named, _)| bool::from(named.ct_eq(tag)));
+            let has_tag = session.secure.as_ref().is_some_and(|secure| secure.has_resume_tag(tag));
+            session.is_up() && session.role == Role::Responder && (has_named || has_tag)
         };
         self.table.of_peer(peer).find(|(_, session)| is_meant(session)).map(|(id, _)| id)
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
     /// its registration.
-    pub(super) fn take_over(&mut self, now: Time, old: SessionId, new: SessionId, origin: Origin) {
+    pub(super) fn take_over(
+        &mut self,
+        now: Time,
+        old: SessionId,
+        new: SessionId,
+        origin: Origin,
+        tag: [u8; 8],
+    ) {
         let Some(fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
         self.table.add_token(old, fresh.own_token);
         self.table.replace_token(old, fresh.own_token);
         let Some((session, mut cx)) = self.line_of(now, old) else { return };
+        // The same tag again: the answer was lost, and still holds.
+        if session.resumed.is_none_or(|(named, _)| named != tag) {
+            session.resumed = Some((tag, true));
+        }
         session.secure = fresh.secure;
         session.path = origin.path();
         session.max_udp = fresh.max_udp;
         session.proof = fresh.proof;
-        session.is_resumed = true;
         session.control.once.clear();
         session.start_over(now);
         session.line.taken_over(&mut cx);
@@ -388,8 +414,9 @@ impl Net {
     /// The initiator wants to know whether its session was remembered.
     pub(super) fn on_confirm(&mut self, id: SessionId, resume: Option<[u8; 8]>) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if session.role == Role::Responder && resume.is_some() {
-            let answer = Frame::Resumed { remembered: session.is_resumed };
+        if let Some(tag) = resume.filter(|_| session.role == Role::Responder) {
+            let (_, remembered) = *session.resumed.get_or_insert((tag, false));
+            let answer = Frame::Resumed { remembered };
             if !session.control.once.contains(&answer) {
                 session.control.once(answer);
             }
@@ -399,6 +426,10 @@ impl Net {
     /// The responder says whether it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        if session.is_unproven() {
+            // Only the pinned device can know. It says it again.
+            return;
+        }
         let asked = session.opener.as_mut().and_then(|opener| opener.resume.take());
         if asked.is_none() {
             return;

@@ -122,8 +122,8 @@ pub(crate) struct Session {
     pub(crate) opener: Option<Box<Opener>>,
     /// Of packets that left lately, while an answer may be missing.
     pub(crate) tails: Option<Box<Tails>>,
-    /// Responder: this session went on under the keys of a later handshake.
-    pub(crate) is_resumed: bool,
+    /// Responder: the tag that its initiator named, and whether the session of that tag was there.
+    pub(crate) resumed: Option<([u8; 8], bool)>,
     /// When the peer's last request came.
     pub(crate) last_request: Time,
     /// The device that the peer has to be.
@@ -355,8 +355,8 @@ impl Session {
                 .min(self.last_heard + self.keepalive.silence)
                 .min(self.lease_due())
                 .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
-                .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
                 .min(self.renewal_due())
+                .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
                 .min(self.proof_due())
                 .min(self.probe_due()),
         }

@@ -49,10 +49,27 @@ impl Net {
         self.arm(id);
     }
 
-    /// Sends all that a session has ready.
-    pub(super) fn flush(&mut self, now: Time, id: SessionId) {
+    /// Sends one packet of what a session has ready, and puts it behind the others while it has more: who has much to
+    /// say delays the rest by one packet a turn.
+    pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
+        let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
+        if session.renewal.is_some() {
+            self.renew(now, id);
+        }
+        if self.send_next(now, id) {
+            return self.dirty.push_back(id);
+        }
+        if let Some(session) = self.table.get_mut(id) {
+            session.dirty = false;
+        }
+        self.arm(id);
+    }
+
+    /// Sends all that a session has ready, at once: it will have no other turn.
+    fn flush(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
+        session.line.hurry();
         if session.renewal.is_some() {
             self.renew(now, id);
         }
@@ -238,7 +255,7 @@ impl Net {
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up if session.is_unproven() => {
-                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+                return self.end_unproven(now, id, why);
             }
             super::State::Up => {}
         }
@@ -261,7 +278,7 @@ impl Net {
     }
 
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
-    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+    pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
         if !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
@@ -345,12 +362,7 @@ fn push_control(
     Leaving { now, pn, rto }: Leaving,
 ) -> bool {
     let mut pinged = false;
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return pinged;
-        }
-        control.once.pop_front();
-    }
+    // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
         && let Some(Proving::Made(made)) = control.proving.as_deref()
     {
@@ -359,14 +371,23 @@ fn push_control(
         }
         control.proof_due = false;
     }
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return pinged;
+        }
+        control.once.pop_front();
+    }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return pinged;
     }
-    for asking in control.asks.iter_mut().filter(|ask| ask.due <= now) {
+    let patience = super::timers::patience(rto);
+    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
+    for asking in control.asks.iter_mut().filter(is_due) {
         if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }
-        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe);
+        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
         if asking.sent == 0 {
             asking.first_pn = pn;
             asking.first_sent = now;
@@ -374,7 +395,7 @@ fn push_control(
         let doubled = rto * (1 << u32::from(asking.sent).min(6));
         asking.sent = asking.sent.saturating_add(1);
         // The end of all patience is an instant of its own, not the next repetition after it.
-        let over = asking.first_sent + super::timers::patience(rto);
+        let over = asking.first_sent + patience;
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
     pinged

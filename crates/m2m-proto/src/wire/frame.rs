@@ -108,7 +108,7 @@ pub enum Frame<'a> {
     PathChallenge([u8; 8]),
     /// Echoes a challenge to where it came from.
     PathResponse([u8; 8]),
-    /// Asks for the next generation of keys (later).
+    /// Asks for the next generation of keys.
     Rekey {
         /// Repeated by the answer.
         req: Req,
@@ -119,7 +119,7 @@ pub enum Frame<'a> {
         /// What the user mixes in; may be empty.
         key: KeyBytes<'a>,
     },
-    /// Answers REKEY (later).
+    /// Answers REKEY.
     Rekeyed {
         /// Of the REKEY.
         req: Req,
@@ -140,7 +140,7 @@ pub enum Frame<'a> {
         /// Repeated by the answer.
         req: Req,
     },
-    /// Asks the peer to label what it sends with another token (later).
+    /// Asks the peer to label what it sends with another token.
     NewToken {
         /// Repeated by the answer.
         req: Req,

@@ -109,8 +109,8 @@ fn a_dead_peer_is_given_up_after_pings_and_a_handshake_that_it_leaves_unanswered
     });
     assert_eq!(why, CloseReason::Lost);
     let took = world.now.since(unanswered);
-    // Pings for 3 s, at this round trip, then a handshake for 10.
-    assert!(took <= 14 * SECOND, "{took:?}");
+    // Pings for 3 s, at this round trip, then a handshake for 10, unless it is heard again within 20 s.
+    assert!(took <= 25 * SECOND, "{took:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod netkey;
 mod packets;
 mod pinning;
 mod registration;
+mod rekey;
 mod relay;
 mod rig;
 mod roaming;

@@ -341,7 +341,7 @@ fn a_host_without_a_clock_registers_and_one_that_gets_it_goes_on() {
     at_host(&mut world, device, 1, SECOND);
     // The host's clock is an hour behind, a day ahead, and right again: each time the device starts anew.
     for error in [-3_600_000, 86_400_000, 0] {
-        set_clock(&mut world, host, error);
+        world.set_clock(host, error);
         world.kill(device);
         world.start(device, World::config(2));
         world.join(device, host, 1);
@@ -354,11 +354,11 @@ fn a_host_without_a_clock_registers_and_one_that_gets_it_goes_on() {
 fn a_device_that_registered_with_a_host_far_ahead_is_taken_by_it_once_its_clock_is_right() {
     let mut world = World::new(11);
     let host = world.add_host(1);
-    set_clock(&mut world, host, 10 * 365 * 86_400_000);
+    world.set_clock(host, 10 * 365 * 86_400_000);
     let device = world.add_guest(2, host, 1);
     at_host(&mut world, device, 1, SECOND);
     let ahead = world.member(device).epoch;
-    set_clock(&mut world, host, 0);
+    world.set_clock(host, 0);
     // The older registration stands, with an epoch of ten years from now.
     world.kill(device);
     world.start(device, World::config(2));
@@ -366,10 +366,4 @@ fn a_device_that_registered_with_a_host_far_ahead_is_taken_by_it_once_its_clock_
     at_host(&mut world, device, 1, SECOND);
     assert!(world.member(device).epoch < ahead);
     assert_eq!(world.net(host).registrations(), 1);
-}
-
-/// Sets a net's wall clock so many milliseconds beside the right time.
-fn set_clock(world: &mut World, net: NetIndex, error_ms: i64) {
-    let right = m2m_sim::world::UNIX_START_MS + world.now.as_micros() / 1000;
-    world.command(net, |net, now| net.set_unix_time(now, right.saturating_add_signed(error_ms)));
 }

@@ -1,5 +1,6 @@
 //! Random scenarios under the ledger's eyes. `M2M_SEED=n` runs seed n alone and shows what led to its failure.
-use m2m_sim::scenario;
+use m2m_proto::coap::code::Code;
+use m2m_sim::scenario::{self, Manner, Plan, script};
 
 /// Few enough for every `cargo test`; `cargo xtask sim` runs thousands.
 const SEEDS: u64 = 60;
@@ -41,4 +42,25 @@ fn scenarios_are_worth_their_name() {
     let answered = totals.fates.get("answered").copied().unwrap_or(0);
     assert!(2 * answered > totals.requests, "most are answered: {totals:?}");
     assert!(totals.fates.contains_key("timed out") && totals.fates.len() > 3, "not all are: {totals:?}");
+}
+
+/// The judge is told to object to each DELETE: what it then finds is a failure as good as any.
+#[test]
+fn a_failure_shrinks_to_a_short_script_that_fails_again() {
+    let manner = Manner { objects_to: Some(Code::DELETE), ..Manner::default() };
+    let kind = |plan: &Plan| {
+        let report = scenario::run_plan(plan, manner);
+        report.violations.first().map(|words| scenario::kind_of(words))
+    };
+    let plan =
+        (0..50).map(scenario::throw).find(|plan| kind(plan).is_some()).expect("some net runs a DELETE");
+    let wanted = kind(&plan);
+    let small = scenario::shrink(&plan, |plan| kind(plan) == wanted, || true);
+    let text = script::write(&small);
+    let doings = text.lines().filter(|line| line.contains(" #")).count();
+    assert!((1..=3).contains(&doings), "{text}");
+    let again = script::parse(&text).expect("what was written can be read");
+    assert_eq!(again, small);
+    assert_eq!(kind(&again), wanted, "{text}");
+    assert!(scenario::run_plan(&again, Manner::default()).violations.is_empty(), "nothing else is wrong");
 }

@@ -377,6 +377,6 @@ fn outages_and_loss_never_make_a_request_run_twice() {
             }
         }
         assert!(ran.values().all(|runs| *runs == 1), "seed {seed}: {ran:?}");
-        assert!(ran.len() > 30, "seed {seed}: only {} ran", ran.len());
+        assert!(ran.len() > 8, "seed {seed}: only {} ran", ran.len());
     }
 }

@@ -86,3 +86,31 @@ fn lost_requests_do_not_make_a_ping_more_patient() {
     });
     assert_eq!(why, CloseReason::Lost);
 }
+
+/// A process that had got no time found a datagram before it looked at its timers: a ping whose time was over was sent
+/// again, and again at the same instant, until the key was spent.
+#[test]
+fn a_ping_that_is_overdue_is_not_repeated_without_end() {
+    let mut world = World::new(3);
+    let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));
+    let to = world.address(b);
+    let session = world.command(a, |net, now| {
+        net.connect(now, World::id(3), &PeerKey::Net(World::key(3)), Route::Direct(to))
+            .expect("there is room")
+    });
+    world.run(SECOND);
+    world.cut.push((a, b));
+    world.command(a, |net, now| net.ping(now, session, RequestId(1)).expect("the session is up"));
+    world.run(SECOND);
+    world.suspend(a, false);
+    world.cut.clear();
+    let there = world.wait_for(b, SECOND, |event| match event {
+        Event::Accepted { session, .. } => Some(*session),
+        _ => None,
+    });
+    post(&mut world, b, there, 2);
+    world.run(20 * SECOND);
+    world.resume(a, true);
+    assert_eq!(world.watch.violations, [""; 0]);
+    assert!(world.net(a).stats().datagrams_out < 20);
+}

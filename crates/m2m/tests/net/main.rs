@@ -3,6 +3,8 @@ mod fixture;
 
 mod failures;
 mod hosts;
+mod keys;
 mod lifetimes;
 mod many;
 mod requests;
+mod survive;

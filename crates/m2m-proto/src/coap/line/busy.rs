@@ -1,6 +1,7 @@
 //! The part of a line that exists only while it has something to do.
 use super::super::{
     code::Code,
+    congestion::Congestion,
     exchange::{Context, Failure, LineConfig, LineError, LineEvent, Outbound, Outcome, RequestId},
     incoming::{AnswerLimits, Incoming, IncomingId, Repeat},
     message::{MessageToken, MessageType, Mid},
@@ -27,6 +28,7 @@ pub(super) struct Busy {
     pub(super) events: VecDeque<LineEvent>,
     /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
     pub(super) is_patient: bool,
+    pub(super) congestion: Congestion,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }
@@ -46,6 +48,11 @@ impl Busy {
             && self.incoming.open() == 0
             && self.ready.is_empty()
             && self.events.is_empty()
+    }
+
+    /// Idle, and without answers for repeated requests.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_idle() && self.incoming.answers() == 0
     }
 
     pub(super) fn check_room(&self, config: &LineConfig, is_confirmable: bool) -> Result<(), LineError> {

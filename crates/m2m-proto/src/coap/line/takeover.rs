@@ -8,6 +8,7 @@
 //! ```
 use super::{
     super::{
+        congestion::Congestion,
         exchange::{Context, Failure},
         incoming::{Incoming, Ring},
         message::{MessageToken, Mid},
@@ -56,20 +57,20 @@ impl Line {
         ready.retain(|ready| matches!(ready, Ready::NonConfirmable { .. }));
         busy.ready = ready;
         busy.incoming.nothing_leaves();
+        // What was learnt of the path may be about another one.
+        busy.congestion = Congestion::default();
         let mids: Vec<Mid> = busy.outgoing.mids(self.next_mid).map(|(mid, _)| mid).collect();
         for mid in mids {
             let Some(is_repeatable) = busy.outgoing.is_repeatable(self.next_mid, mid) else { continue };
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
             open.is_held = is_held(open, is_repeatable, cx.now);
             open.first_packet = None;
-            open.due = Time::NEVER;
             // Not 0: what left before gives no round trip.
             open.transmissions = open.transmissions.min(1);
-            if !open.is_held {
-                busy.ready.push_back(Ready::Confirmable(mid));
-            }
+            busy.outgoing.lose(self.next_mid, mid);
         }
         for request in busy.outgoing.requests.values_mut() {
+            request.was_acked_before = matches!(request.progress, Progress::Acked | Progress::Observing);
             if let Progress::Non(packet) = &mut request.progress {
                 *packet = None;
             }
@@ -84,7 +85,6 @@ impl Line {
             if let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) {
                 open.is_held = false;
             }
-            busy.ready.push_back(Ready::Confirmable(mid));
         }
     }
 
@@ -101,9 +101,8 @@ impl Line {
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::PeerForgot, cx.pool);
         }
-        let was_with_the_peer =
-            |progress: Progress| matches!(progress, Progress::Acked | Progress::Observing);
-        for token in busy.outgoing.tokens(|request| was_with_the_peer(request.progress)) {
+        // What left under the new keys already and was acknowledged is with the peer as it is now.
+        for token in busy.outgoing.tokens(|request| request.was_acked_before) {
             busy.repeat_or_fail(self.next_mid, token, cx);
         }
     }

@@ -18,6 +18,7 @@ use std::{
 };
 
 mod bounds;
+mod flow;
 mod pipe;
 mod rules;
 

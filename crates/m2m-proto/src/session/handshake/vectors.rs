@@ -1,4 +1,4 @@
-//! Our own test vectors, for those who write another implementation: docs/vectors/{handshake,short,pn}.txt.
+//! Our own test vectors, for those who write another implementation: docs/vectors/{handshake,rekey,short,pn}.txt.
 //!
 //! The test computes each file anew and compares every line. Only `M2M_WRITE_VECTORS=1 cargo test` writes them.
 use std::{format, fs, string::String, vec, vec::Vec};
@@ -7,10 +7,14 @@ use super::{CookieSecret, Established, InitFields, Initiator, open_init};
 use crate::{
     id::Id,
     session::{
+        Secure,
         keys::{DeviceKey, DhSecret, NetKey, Role, Root, ShortHeader, Suite, SuiteSet},
         pn::Pn,
     },
-    wire::packet::{Caps, KeyId, Packet, PnLen, RespPayload, Token},
+    wire::{
+        frame::{Frame, KeyBytes, Req},
+        packet::{Caps, KeyId, Packet, PnLen, RespPayload, Token},
+    },
 };
 
 /// The text of a vector file while it is computed.
@@ -138,6 +142,62 @@ fn handshake_vectors() {
     text.put("secret_set", b"set by hand");
     text.put("root_1_with_secret_set", initiator.root().next(&shared, Some(b"set by hand")).bytes());
     text.compare("handshake.txt", include_str!("../../../../../docs/vectors/handshake.txt"));
+}
+
+/// One frame from one side to the other.
+fn say(text: &mut Text, name: &str, from: &mut Secure, to: &mut Secure, frame: &Frame<'_>) {
+    let mut packet = Vec::new();
+    from.begin(&mut packet);
+    frame.encode(&mut packet);
+    from.seal(&mut packet);
+    text.put(&format!("{name}_packet"), &packet);
+    let plain = to.open(&mut packet).unwrap();
+    text.put(&format!("{name}_frame"), &packet[plain.clone()]);
+    assert_eq!(Frame::decode(&packet[plain]).unwrap(), *frame);
+}
+
+#[test]
+fn rekey_vectors() {
+    let mut text =
+        Text::new("A change of keys of m2m version 1, in the session of handshake.txt from A to B.");
+    let (initiator, responder) = handshake(&mut Text::new(""), "", B);
+    let (mut a, mut b) = (Secure::new(&initiator), Secure::new(&responder));
+    let (ours, theirs) = (DhSecret::from_bytes(counting(0xA0)), DhSecret::from_bytes(counting(0xC0)));
+    let set = &b"sixteen by hand."[..];
+    text.put("root_0", initiator.root().bytes());
+    text.put("rekey_secret_a", counting::<32>(0xA0));
+    text.put("rekey_secret_b", counting::<32>(0xC0));
+    text.put("secret_set", set);
+
+    text.comment(
+        "A asks, with a key set by hand; B answers. The first packets of either side, in generation 0.",
+    );
+    let (req, generation, ephemeral) = (Req(1), 1, ours.public());
+    let key = KeyBytes::new(set).unwrap();
+    say(&mut text, "rekey", &mut a, &mut b, &Frame::Rekey { req, generation, ephemeral, key });
+    b.prepare(Role::Responder, &theirs.agree(ours.public()).unwrap(), Some(set));
+    let rekeyed = Frame::Rekeyed { req, generation, ephemeral: theirs.public() };
+    say(&mut text, "rekeyed", &mut b, &mut a, &rekeyed);
+    a.switch(Role::Initiator, &ours.agree(theirs.public()).unwrap(), Some(set));
+
+    text.comment("Generation 1, as it came of that.");
+    let root = initiator.root().next(&ours.agree(theirs.public()).unwrap(), Some(set));
+    text.put("root_1", root.bytes());
+    for (direction, role) in [("i2r", Role::Initiator), ("r2i", Role::Responder)] {
+        let [key, iv, hp] = root.packet_keys(Suite::Aes128Gcm, role).0.raw();
+        text.put(&format!("{direction}_1_key"), key);
+        text.put(&format!("{direction}_1_iv"), iv);
+        text.put(&format!("{direction}_1_hp"), hp);
+    }
+    text.put("resume_tag_1", a.resume_tag());
+
+    text.comment("A sends at once, and B follows: the second packets of either side, with the key phase 1.");
+    say(&mut text, "ping", &mut a, &mut b, &Frame::Ping { req: Req(2), next_s: 25 });
+    let pong = Frame::Pong { req: Req(2), draining: false, observed: None };
+    say(&mut text, "pong", &mut b, &mut a, &pong);
+    assert_eq!((a.generation(), b.generation()), (1, 1));
+    assert_eq!((a.resume_tag(), b.resume_tag()), (root.resume_tag(), root.resume_tag()));
+    text.compare("rekey.txt", include_str!("../../../../../docs/vectors/rekey.txt"));
 }
 
 /// One packet, sealed and opened again.

@@ -267,12 +267,10 @@ fn once_with_little_room() {
 
 #[test]
 fn a_wide_window_never_outruns_the_memory() {
-    // Nothing but the Message IDs shall hold anything up.
     let config = LineConfig { window: 1000, max_waiting: 1000, max_incoming: 1000, ..LineConfig::default() };
-    let weather = Weather { loss: 51, repeat: 26, delay: 60, work: 100, requests: 1000, within: 500 };
+    let weather = Weather { loss: 3, repeat: 26, delay: 60, work: 100, requests: 1000, within: 500 };
     let sums = run_seeds(0..10, weather, &config);
-    // One message lost again and again holds up all that would outrun it, but not for the rest of their deadlines.
-    assert!(sums.failed * 100 < sums.confirmable * 2, "{sums:?}");
+    assert_eq!(sums.failed, 0, "{sums:?}");
 }
 
 /// Whatever an authenticated peer sends: no panic, and nothing grows without bound.

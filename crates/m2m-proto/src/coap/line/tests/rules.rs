@@ -195,9 +195,9 @@ fn a_deadline_ends_what_was_sent_and_what_waits() {
     for user in 0..20 {
         a.request_by(at(0), user, true, at(1000 + user)).unwrap();
     }
-    assert_eq!(a.drain(at(0)).len(), 16);
+    assert_eq!(a.drain(at(0)).len(), 10);
     a.tick(at(1019));
-    let expected = |user| (user, if user < 16 { Failure::TimedOut } else { Failure::NotSent });
+    let expected = |user| (user, if user < 10 { Failure::TimedOut } else { Failure::NotSent });
     assert_eq!(failures(&mut a), (0..20).map(expected).collect::<Vec<_>>());
     assert!(a.line.is_idle());
     assert_eq!(a.drain(at(1020)), []);
