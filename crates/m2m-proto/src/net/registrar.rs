@@ -135,6 +135,10 @@ impl Net {
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         let claimed =
             self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
+        if let Some(unix) = self.unix_ms(now) {
+            // The host's own clock may have been set back since.
+            self.registry.distrust(&peer, Epoch(unix.saturating_add(EPOCH_SLACK_MS)));
+        }
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);

@@ -82,6 +82,13 @@ impl Registry {
         }
     }
 
+    /// An epoch beyond the latest that can be came from a clock that ran ahead: it keeps nobody out any more.
+    pub fn distrust(&mut self, id: &Id, latest: Epoch) {
+        if let Some(there) = self.bindings.get_mut(id).filter(|there| there.epoch > latest) {
+            there.epoch = Epoch(0);
+        }
+    }
+
     /// True if this id is registered, or could be.
     pub fn has_room(&self, id: &Id) -> bool {
         self.bindings.len() < self.capacity || self.bindings.contains_key(id)
