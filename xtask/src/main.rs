@@ -8,9 +8,9 @@ mod purity;
 mod shell;
 mod test;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use shell::{Outcome, cargo};
+use shell::{Outcome, cargo, run};
 
 const HELP: &str = "\
 cargo xtask test [STEP...]                 everything a change must pass, or only the steps named
@@ -19,6 +19,7 @@ cargo xtask sim --script FILE              a failure of it that was written down
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
 cargo xtask bench                          the core's benchmarks
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
+cargo xtask model                          the symbolic model of the handshake, if ProVerif is installed
 cargo xtask help                           this text
 
 M2M_INSTALL_DENY=1 lets `test` install cargo-deny when it is missing.";
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some((&"rekey", [])) => {
             Ok(cargo(&["test", "--release", "--package", "m2m-proto", "--test", "rekeys"]))
         }
+        Some((&"model", models)) => Ok(run(Command::new("sh").arg("docs/model/run.sh").args(models))),
         Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
         Some((&("help" | "--help" | "-h"), _)) | None => {
             println!("{HELP}");

@@ -31,7 +31,9 @@ or M2M_CONFIG names. All lines may be missing; relative paths start at the file'
 
     [peers]                         # other names for peers: m2m send kitchen hello
     kitchen = \"2\"
-    pump = \"4@10.0.0.7:9528\"";
+    pump = \"4@10.0.0.7:9528\"
+    # with --pin: no other device that has its key will do
+    safe = { peer = \"5\", pin = \"64 hex digits of `m2m id` there\" }";
 
 /// Machines that find each other by id, behind any NAT, and talk over encrypted sessions.
 #[derive(Parser)]
@@ -65,6 +67,9 @@ pub(crate) struct Globals {
     /// The peer's key, or a pair key for it [default: this net's own]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) peer_key_file: Option<PathBuf>,
+    /// The peer's device key, 64 hex digits as `m2m id` shows them there: no other device with its key will do
+    #[arg(long, global = true, value_name = "DEVICE", value_parser = parse_public)]
+    pub(crate) pin: Option<[u8; 32]>,
     /// Where the device key, epochs and claims are kept [default: in the XDG state folder, by id and key]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
@@ -87,6 +92,9 @@ pub(crate) struct Globals {
 pub(crate) enum Verb {
     /// Make a key: 32 hex digits, or a pair key
     Keygen(Keygen),
+    /// Change a peer's net key from afar
+    #[command(subcommand)]
+    Key(KeyTask),
     /// Show this net's id, the fingerprint of its device key, and where its state is
     Id,
     /// Run a host: nets register with it, and it forwards between them
@@ -135,6 +143,21 @@ pub(crate) struct Keygen {
     pub(crate) label: String,
 }
 
+#[derive(Subcommand)]
+pub(crate) enum KeyTask {
+    /// Give a peer that allows it (--allow-key-change) a new net key; --peer-key-file is the one that it has now
+    Set(KeySet),
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct KeySet {
+    #[arg(help = PEER_HELP)]
+    pub(crate) peer: PeerName,
+    /// The key that it is to have, as `m2m keygen` makes one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_key_file: PathBuf,
+}
+
 #[derive(ClapArgs)]
 pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
@@ -143,6 +166,12 @@ pub(crate) struct Server {
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) max_router_tm: Option<f64>,
+    /// Register only ids that are claimed already, by their devices: see `m2m server claims pin`
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Let holders of this net's key replace it from afar
+    #[arg(long)]
+    pub(crate) allow_key_change: bool,
     #[command(subcommand)]
     pub(crate) task: Option<ServerTask>,
 }
@@ -181,6 +210,9 @@ pub(crate) struct Node {
     /// Where to listen [default: any free port]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
+    /// Let holders of this net's key replace it from afar
+    #[arg(long)]
+    pub(crate) allow_key_change: bool,
     /// Answer data with the same data; without it, data is printed
     #[arg(long)]
     pub(crate) echo: bool,
@@ -279,7 +311,7 @@ fn parse_bind(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A device's public key, in hex.
-fn parse_public(text: &str) -> Result<[u8; 32], String> {
+pub(crate) fn parse_public(text: &str) -> Result<[u8; 32], String> {
     let wrong = || "64 hex digits, the line \"device\" of `m2m id`".to_owned();
     let text = text.trim();
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {

@@ -1,7 +1,9 @@
 //! The verbs, and what they share: reading the settings, the event loop, the signals that end a program.
 mod claims;
+mod counters;
 mod demo;
 mod id;
+mod key;
 mod keygen;
 mod node;
 mod online;
@@ -52,6 +54,7 @@ async fn dispatch(args: Args, output: &mut Output) -> Result<Exit, Failure> {
     let bare = |request| RequestWithPayload { request, payload: None, data: None, file: None, format: None };
     match args.verb {
         Verb::Keygen(keygen) => keygen::run(settings, output, &keygen),
+        Verb::Key(task) => key::run(settings, output, &task).await,
         Verb::Id => id::run(settings, output),
         Verb::Server(Server { task: Some(ServerTask::Claims(task)), .. }) => {
             claims::run(settings, output, &task)

@@ -13,6 +13,7 @@
 //! [peers]
 //! kitchen = "2"
 //! pump = "4@10.0.0.7:9528"
+//! safe = { peer = "5", pin = "..." }   # 64 hex digits: the device key that it has to prove
 //! ```
 mod file;
 
@@ -42,7 +43,8 @@ pub(crate) struct Settings {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) json: bool,
-    peers: BTreeMap<String, PeerName>,
+    pin: Option<[u8; 32]>,
+    peers: BTreeMap<String, file::Alias>,
     /// The file that was read, for messages about what it lacks.
     file: Option<PathBuf>,
 }
@@ -70,6 +72,7 @@ impl Settings {
             timeout: pick(flags.timeout, env.parse("M2M_TIMEOUT", parse_seconds)?, file.timeout)
                 .map_or(TIMEOUT, Duration::from_secs_f64),
             json: flags.json || env.parse("M2M_JSON", parse_switch)?.or(file.json).unwrap_or(false),
+            pin: flags.pin,
             peers: file.peers,
             file: path,
         })
@@ -114,7 +117,7 @@ impl Settings {
     pub(crate) fn peer(&self, name: &PeerName) -> Result<PeerName, Failure> {
         let PeerName::Alias(alias) = name else { return Ok(name.clone()) };
         if let Some(peer) = self.peers.get(alias) {
-            return Ok(peer.clone());
+            return Ok(peer.name.clone());
         }
         let place = match &self.file {
             Some(path) => path.display().to_string(),
@@ -124,6 +127,17 @@ impl Settings {
             "{alias} is no id, and no alias in {place}: write `{alias} = \"ID@host:port\"` below [peers] there; \
              a host's name needs its port here: {alias}:9527"
         )))
+    }
+}
+
+impl Settings {
+    /// The device key that a peer has to prove: the flag's, or its alias's.
+    pub(crate) fn pin(&self, name: &PeerName) -> Option<[u8; 32]> {
+        let of_alias = || match name {
+            PeerName::Alias(alias) => self.peers.get(alias)?.pin,
+            _ => None,
+        };
+        self.pin.or_else(of_alias)
     }
 }
 

@@ -27,23 +27,41 @@ pub(crate) struct Link {
 
 /// Opens a net and begins a session with the peer; requests wait in it until it is up.
 pub(crate) async fn dial(settings: &Settings, output: Output, name: &PeerName) -> Result<Link, Failure> {
-    let name = settings.peer(name)?;
-    let by_id = matches!(name, PeerName::Id(_));
-    let must_resolve = matches!(&name, PeerName::At(endpoint) if endpoint.host.parse::<IpAddr>().is_err());
-    let peer = peer(settings, name)?;
-    let net = open_one_shot(settings, output, by_id).await?;
+    let must_resolve = must_resolve(&settings.peer(name)?);
+    let (net, peer) = net_for(settings, output, name).await?;
     let session =
         if must_resolve { within(settings, "the peer", net.connect(peer)).await? } else { net.dial(peer)? };
     Ok(Link { net, session })
 }
 
-fn peer(settings: &Settings, name: PeerName) -> Result<Peer, Failure> {
+/// Opens the net that a command needs to talk to a peer, and says how that one is reached.
+pub(crate) async fn net_for(
+    settings: &Settings,
+    output: Output,
+    name: &PeerName,
+) -> Result<(Net, Peer), Failure> {
+    let peer = peer(settings, name)?;
+    let by_id = matches!(settings.peer(name)?, PeerName::Id(_));
+    Ok((open_one_shot(settings, output, by_id).await?, peer))
+}
+
+fn must_resolve(name: &PeerName) -> bool {
+    matches!(name, PeerName::At(endpoint) if endpoint.host.parse::<IpAddr>().is_err())
+}
+
+fn peer(settings: &Settings, name: &PeerName) -> Result<Peer, Failure> {
     let key = settings.peer_key()?;
-    match name {
-        PeerName::At(endpoint) => Ok(Peer::endpoint(endpoint).key(key)),
-        PeerName::Id(id) => Ok(Peer::id(id).key(key)),
-        PeerName::Alias(alias) => Err(Failure::Configuration(format!("{alias} is an alias of an alias"))),
-    }
+    let peer = match settings.peer(name)? {
+        PeerName::At(endpoint) => Peer::endpoint(endpoint).key(key),
+        PeerName::Id(id) => Peer::id(id).key(key),
+        PeerName::Alias(alias) => {
+            return Err(Failure::Configuration(format!("{alias} is an alias of an alias")));
+        }
+    };
+    Ok(match settings.pin(name) {
+        Some(public) => peer.pin(public),
+        None => peer,
+    })
 }
 
 /// Opens the net of a command that ends by itself: with `--id` that id and its device key, else a random id that is

@@ -213,6 +213,8 @@ pub enum CloseReason {
     Idle,
     /// As many packets as one key may protect have gone.
     KeyLimit,
+    /// It was to be opened anew, and the peer did not prove again to be the pinned device.
+    WrongDevice,
     /// The table was full and this session the longest silent.
     Evicted,
 }
@@ -237,6 +239,9 @@ impl fmt::Display for CloseReason {
             CloseReason::Lost => write!(f, "the peer stopped answering"),
             CloseReason::Idle => write!(f, "nothing heard for too long"),
             CloseReason::KeyLimit => write!(f, "the keys have protected as many packets as they may"),
+            CloseReason::WrongDevice => {
+                write!(f, "the peer did not prove again that it has the pinned device key")
+            }
             CloseReason::Evicted => write!(f, "made room for a newer session of the same net"),
         }
     }

@@ -59,6 +59,7 @@ mod rekey;
 mod relay;
 mod renew_token;
 mod session;
+mod standby;
 mod table;
 mod timers;
 mod transmit;

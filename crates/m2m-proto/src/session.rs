@@ -9,7 +9,7 @@ use core::ops::Range;
 
 use handshake::Established;
 pub use keys::OpenError;
-use keys::{DhShared, OpenKey, Role, Root, SealKey, ShortHeader, Suite};
+use keys::{DhShared, OpenKey, ResumeKey, Role, Root, SealKey, ShortHeader, Suite};
 use pn::Pn;
 use replay::{Verdict, Window};
 use subtle::ConstantTimeEq;
@@ -97,7 +97,7 @@ enum Other {
         /// The peer has sealed in the present generation.
         peer_follows: bool,
         /// What it names if it opens the session anew before it has.
-        resume_tag: [u8; 8],
+        resume_key: ResumeKey,
     },
 }
 
@@ -294,20 +294,22 @@ impl Secure {
         self.peer_token
     }
 
-    /// Whether a session that names this tag means to take this one over; compared in constant time.
-    pub fn has_resume_tag(&self, tag: &[u8; 8]) -> bool {
+    /// Whether a session of this handshake hash that names this tag means to take this one over; compared in constant
+    /// time.
+    pub fn has_resume_tag(&self, tag: &[u8; 8], hash: &[u8; 32]) -> bool {
         let other = match self.other.as_deref() {
             // The peer may be a generation ahead of us, or behind.
-            Some(Other::Next(next)) => next.root.resume_tag(),
-            Some(Other::Previous { resume_tag, .. }) => *resume_tag,
-            None => self.root.resume_tag(),
+            Some(Other::Next(next)) => Some(next.root.resume_key()),
+            Some(Other::Previous { resume_key, .. }) => Some(resume_key.clone()),
+            None => None,
         };
-        (self.root.resume_tag().ct_eq(tag) | other.ct_eq(tag)).into()
+        let is_it = |key: ResumeKey| bool::from(key.tag(hash).ct_eq(tag));
+        is_it(self.root.resume_key()) || other.is_some_and(is_it)
     }
 
-    /// What a session that takes this one over will name (protocol, section 9).
-    pub fn resume_tag(&self) -> [u8; 8] {
-        self.root.resume_tag()
+    /// What a session that takes this one over will prove itself with (protocol, section 9).
+    pub fn resume_key(&self) -> ResumeKey {
+        self.root.resume_key()
     }
 
     fn after(&self, role: Role, fresh: &DhShared, secret_set: Option<&[u8]>) -> Generation {
@@ -326,9 +328,9 @@ impl Secure {
 
     fn begin_generation(&mut self, next: Generation, peer_follows: bool) {
         let open = core::mem::replace(&mut self.open, next.open);
-        let resume_tag = self.root.resume_tag();
+        let resume_key = self.root.resume_key();
         (self.root, self.seal) = (next.root, next.seal);
-        self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_tag }));
+        self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_key }));
         self.generation = self.next_generation();
         self.failed = 0;
         self.first_pn = self.next_pn;
@@ -399,6 +401,11 @@ mod tests {
         packet
     }
 
+    /// A copy of a packet arrives.
+    fn arrive(at: &mut Secure, packet: &[u8]) -> Result<Range<usize>, OpenError> {
+        at.open(&mut packet.to_vec())
+    }
+
     fn phase(packet: &[u8]) -> bool {
         packet[0] & KEY_PHASE != 0
     }
@@ -421,18 +428,18 @@ mod tests {
         let first = packet(a);
         assert!(phase(&first) && !phase(&slow) && !phase(&early_a));
         // What was sealed before passes what was sealed after, both ways.
-        assert!(b.open(&mut first.clone()).is_ok());
+        assert!(arrive(b, &first).is_ok());
         assert_eq!((b.generation(), b.peer_follows()), (1, Some(true)));
-        assert!(b.open(&mut early_a.clone()).is_ok());
+        assert!(arrive(b, &early_a).is_ok());
         let answer = packet(b);
         assert!(phase(&answer));
-        assert!(a.open(&mut early_b.clone()).is_ok());
+        assert!(arrive(a, &early_b).is_ok());
         assert_eq!(a.peer_follows(), Some(false));
-        assert!(a.open(&mut answer.clone()).is_ok());
+        assert!(arrive(a, &answer).is_ok());
         assert_eq!(a.peer_follows(), Some(true));
         a.drop_previous();
-        assert_eq!(a.open(&mut slow.clone()), Err(OpenError::Forged), "after its time");
-        assert_eq!(a.open(&mut answer.clone()), Err(OpenError::Replayed), "one window for all generations");
+        assert_eq!(arrive(a, &slow), Err(OpenError::Forged), "after its time");
+        assert_eq!(arrive(a, &answer), Err(OpenError::Replayed), "one window for all generations");
     }
 
     #[test]
@@ -447,7 +454,7 @@ mod tests {
             assert!(b.open(&mut forged).is_err());
         }
         assert_eq!((b.generation(), b.is_prepared()), (0, true));
-        assert!(b.open(&mut first.clone()).is_ok());
+        assert!(arrive(b, &first).is_ok());
         assert_eq!(b.generation(), 1);
     }
 
@@ -459,7 +466,7 @@ mod tests {
         b.prepare(Role::Responder, &shared(2), Some(b"by hand"));
         a.switch(Role::Initiator, &shared(2), Some(b"by hand"));
         assert!(b.open(&mut packet(a)).is_ok());
-        assert_eq!(a.resume_tag(), b.resume_tag());
+        assert_eq!(a.resume_key().tag(&[9; 32]), b.resume_key().tag(&[9; 32]));
     }
 
     #[test]
@@ -472,7 +479,7 @@ mod tests {
             let [a, b] = &mut pair;
             let first = packet(a);
             phases.push(phase(&first));
-            assert!(b.open(&mut first.clone()).is_ok());
+            assert!(arrive(b, &first).is_ok());
             assert!(a.open(&mut packet(b)).is_ok());
         }
         assert_eq!(phases, [false, true, false, true, false]);

@@ -66,7 +66,7 @@ pub use net::{HostState, Net, NetBuilder, NetEvent};
 pub use peer::Peer;
 pub use request::{DataBuilder, RequestBuilder, Response};
 pub use router::{IntoReply, Reply, Request, Router};
-pub use session::{Path, Session, SessionState};
+pub use session::{Path, Session, SessionState, SessionStatus, SessionWatch};
 
 /// The README's example, compiled and run with the tests.
 #[cfg(doctest)]

@@ -95,6 +95,16 @@ pub enum PeerName {
     Alias(String),
 }
 
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerName::Id(id) => f.write_str(&short(*id)),
+            PeerName::At(endpoint) => endpoint.fmt(f),
+            PeerName::Alias(name) => f.write_str(name),
+        }
+    }
+}
+
 impl FromStr for PeerName {
     type Err = NameError;
 

@@ -9,6 +9,7 @@ mod builder;
 mod driver;
 mod hosts;
 mod news;
+mod remote_key;
 pub(crate) mod shared;
 mod socket;
 mod store;
@@ -19,7 +20,7 @@ use m2m_proto::{
     error::{CommandError, ConnectError, ErrorKind},
     event::SessionId,
     id::Id,
-    net::Route,
+    net::{ConnectOptions, Route},
     stats::Stats,
     wire::frame::FoundStatus,
 };
@@ -94,7 +95,7 @@ impl Net {
             let found = endpoint.resolve().await;
             let found = found.map_err(|why| Error::caused(ErrorKind::Unreachable, why.to_string(), why))?;
             let id = endpoint.id.unwrap_or(Id::ANY);
-            return self.connect_first(id, &found, peer.key.as_ref()).await;
+            return self.connect_first(id, &found, &peer).await;
         }
         let session = self.dial(peer)?;
         session.up().await?;
@@ -102,16 +103,11 @@ impl Net {
     }
 
     /// Tries the addresses of a name one after the other, without waiting for a failure: the first that answers wins.
-    async fn connect_first(
-        &self,
-        id: Id,
-        addresses: &[SocketAddr],
-        key: Option<&Key>,
-    ) -> Result<Session, Error> {
+    async fn connect_first(&self, id: Id, addresses: &[SocketAddr], wanted: &Peer) -> Result<Session, Error> {
         let mut attempts = JoinSet::new();
         let mut delay = Duration::ZERO;
         for address in addresses.iter().take(MAX_ADDRESSES) {
-            let peer = Peer { target: Target::At(id, *address), key: key.cloned() };
+            let peer = Peer { target: Target::At(id, *address), ..wanted.clone() };
             // A session does not keep its net open, nor may an attempt.
             let (shared, own_key) = (self.0.shared.clone(), self.0.key.clone());
             attempts.spawn(async move {
@@ -252,6 +248,11 @@ impl Net {
         self.0.shared.look().send_errors
     }
 
+    /// Handshakes of others that wait for the first packet of the session.
+    pub fn half_open(&self) -> usize {
+        self.0.shared.look().machine.half_open()
+    }
+
     /// Nets registered here.
     pub fn registrations(&self) -> usize {
         self.0.shared.look().machine.registrations()
@@ -323,7 +324,7 @@ fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Erro
         }
         let session = state
             .machine
-            .connect(now, id, &peer_key, route)
+            .connect_with(now, id, &peer_key, route, &ConnectOptions { pin: peer.pin })
             .map_err(|why| Error::command(format_args!("connecting to {target}"), why))?;
         let path = state.machine.info(session).map(|info| Path::from(info.path));
         let path =

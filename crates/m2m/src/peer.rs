@@ -13,6 +13,7 @@ use crate::{
 pub struct Peer {
     pub(crate) target: Target,
     pub(crate) key: Option<Key>,
+    pub(crate) pin: Option<[u8; 32]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +28,12 @@ pub(crate) enum Target {
 impl Peer {
     /// The net with this id, found through this net's host.
     pub fn id(id: Id) -> Peer {
-        Peer { target: Target::Id(id), key: None }
+        Peer { target: Target::Id(id), key: None, pin: None }
     }
 
     /// The net with this id, at this address.
     pub fn addr(id: Id, address: SocketAddr) -> Peer {
-        Peer { target: Target::At(id, address), key: None }
+        Peer { target: Target::At(id, address), key: None, pin: None }
     }
 
     /// Whichever net listens at this address.
@@ -46,12 +47,19 @@ impl Peer {
             Ok(ip) => Target::At(endpoint.id.unwrap_or(Id::ANY), SocketAddr::new(ip, endpoint.port)),
             Err(_) => Target::Name(endpoint),
         };
-        Peer { target, key: None }
+        Peer { target, key: None, pin: None }
     }
 
     /// The peer's net key, or a pair key from this net to it. Without one this net's own key is tried.
     pub fn key(mut self, key: Key) -> Peer {
         self.key = Some(key);
+        self
+    }
+
+    /// The public device key that the peer has to prove to hold (`m2m id` shows it there). Without it, whoever holds
+    /// the peer's net key can be the peer to this net; with it, only that device.
+    pub fn pin(mut self, public: [u8; 32]) -> Peer {
+        self.pin = Some(public);
         self
     }
 }

@@ -65,11 +65,61 @@ pub(crate) struct Standing {
     pub(crate) peer: Id,
     pub(crate) path: Path,
     pub(crate) state: SessionState,
+    pub(crate) recoveries: u32,
+    pub(crate) resumed: bool,
 }
 
 impl Standing {
     pub(crate) fn connecting(peer: Id, path: Path) -> Standing {
-        Standing { peer, path, state: SessionState::Connecting }
+        Standing { peer, path, state: SessionState::Connecting, recoveries: 0, resumed: true }
+    }
+}
+
+/// How a session stands, as it was when this was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStatus {
+    /// With whom.
+    pub peer: Id,
+    /// Where its packets go, or went last.
+    pub path: Path,
+    /// Connecting, up, failed or closed.
+    pub state: SessionState,
+    /// How often it was opened anew under this handle: the peer had restarted, or was out of reach.
+    pub recoveries: u32,
+    /// After the last of those the peer still knew what was said before.
+    pub resumed: bool,
+}
+
+/// Tells how a session stands whenever that changes ([`Session::watch`]). It doesn't keep the session open.
+#[derive(Clone)]
+pub struct SessionWatch(watch::Receiver<Standing>);
+
+impl SessionWatch {
+    /// How it stands now.
+    pub fn status(&self) -> SessionStatus {
+        let Standing { peer, path, state, recoveries, resumed } = *self.0.borrow();
+        SessionStatus { peer, path, state, recoveries, resumed }
+    }
+
+    /// Waits for the next change and says how it stands then; nothing once it has ended and that was told.
+    pub async fn changed(&mut self) -> Option<SessionStatus> {
+        self.0.changed().await.ok()?;
+        Some(self.status())
+    }
+
+    /// Waits until it stands as wanted; nothing if it ended before.
+    pub async fn wait_for(
+        &mut self,
+        mut wanted: impl FnMut(&SessionStatus) -> bool,
+    ) -> Option<SessionStatus> {
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return Some(status);
+            }
+            self.changed().await?;
+        }
     }
 }
 
@@ -114,6 +164,8 @@ impl Session {
             peer: info.peer,
             path: info.path.into(),
             state: if info.up { SessionState::Up } else { SessionState::Connecting },
+            recoveries: 0,
+            resumed: true,
         };
         let entry = state.sessions.entry(id).or_insert_with(|| watch::Sender::new(standing));
         let standing = entry.subscribe();
@@ -223,6 +275,46 @@ impl Session {
             Ok(None) => Err(self.ended()),
             Err(_) => Err(Error::net_closed()),
         }
+    }
+
+    /// Changes its keys now, as it does by itself from time to time: what was recorded before can't be read with keys
+    /// that are stolen later. Requests go on meanwhile.
+    ///
+    /// # Errors
+    /// `Timeout`: the peer does not answer; it happens once it does. Those of [`Session::up`].
+    pub async fn rekey(&self) -> Result<(), Error> {
+        self.control("changing the keys", |machine, now, id, request| machine.rekey(now, id, request, None))
+            .await
+    }
+
+    /// [`Session::rekey`], with a secret of 16 to 64 bytes mixed in, which the peer is told inside the session (the
+    /// mission's `secret_set`). It can only add: a weak or known one makes nothing worse.
+    ///
+    /// # Errors
+    /// `Configuration`: too short or too long. Those of [`Session::rekey`].
+    pub async fn rekey_with(&self, secret: impl AsRef<[u8]>) -> Result<(), Error> {
+        let secret = secret.as_ref();
+        self.control("changing the keys", |machine, now, id, request| {
+            machine.rekey(now, id, request, Some(secret))
+        })
+        .await
+    }
+
+    /// Gives the session another token: who watches the path can't tell by it that it is the same session.
+    ///
+    /// # Errors
+    /// `Timeout`: the peer does not answer; it happens once it does. Those of [`Session::up`].
+    pub async fn refresh_token(&self) -> Result<(), Error> {
+        self.control("changing the token", |machine, now, id, request| {
+            machine.refresh_token(now, id, request)
+        })
+        .await
+    }
+
+    /// How it stands, from now on: whether it is up, where its packets go, how often it was opened anew because its
+    /// peer had restarted or was out of reach.
+    pub fn watch(&self) -> SessionWatch {
+        SessionWatch(self.0.standing.clone())
     }
 
     /// Waits until it ends, and says why. One that never comes up ends too: closed here, or nobody answered.

@@ -4,6 +4,7 @@
 //! $XDG_STATE_HOME/m2m/<id>-<8 hex digits of SHA-256("m2m/1 state" ‖ key)>/     or --state-dir DIR
 //!     lock          held while a net runs; names its process
 //!     device.key    64 hex digits, made at the first start
+//!     net.key       the net key that was set from afar, if one was
 //!     epoch         the last registration's epoch, in decimal
 //!     claims.redb   who may register which id (a host's)
 //! ```
@@ -12,6 +13,7 @@
 //! leaves the old or the new contents, never a mixture. All calls block: keep them off the event loop.
 mod claims;
 pub(crate) mod file;
+mod netkey;
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -26,6 +28,7 @@ use zeroize::Zeroizing;
 use crate::keyfile::{decode_hex, push_hex};
 
 pub use claims::{Claim, ClaimOutcome, Claims};
+pub(crate) use netkey::KeptKey;
 
 const LOCK: &str = "lock";
 const DEVICE_KEY: &str = "device.key";
@@ -172,12 +175,16 @@ fn holder(lock: &mut File) -> Option<u32> {
 
 /// A small file's contents, at most 256 bytes of them; nothing if there is no such file.
 fn read_small(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+    read_at_most(path, MAX_FILE)
+}
+
+fn read_at_most(path: &Path, max: u64) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(io_error("read", path))?,
     };
-    let mut contents = Zeroizing::new(Vec::with_capacity(2 * MAX_FILE as usize));
-    file.take(MAX_FILE).read_to_end(&mut contents).map_err(io_error("read", path))?;
+    let mut contents = Zeroizing::new(Vec::with_capacity(2 * max as usize));
+    file.take(max).read_to_end(&mut contents).map_err(io_error("read", path))?;
     Ok(Some(contents))
 }
 

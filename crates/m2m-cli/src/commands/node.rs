@@ -19,7 +19,7 @@ pub(super) async fn run(settings: &Settings, output: Output, args: Node) -> Resu
     if settings.host.is_some() {
         builder = nets::with_host(builder, settings)?;
     }
-    let net = builder.open().await?;
+    let net = builder.allow_key_change(args.allow_key_change).open().await?;
     let router = if args.echo { echo(Router::new()) } else { print_data(Router::new(), output) };
     let router = args.resources.into_iter().fold(router, with_resource);
     tokio::spawn(net.serve(router));

@@ -8,6 +8,7 @@ use m2m::{Id, Net, NetEvent, Router};
 use serde_json::json;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
+use super::counters::{self, Asked};
 use super::stop::Stop;
 use crate::args::Server;
 use crate::config::Settings;
@@ -21,6 +22,7 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> R
     if let Some(seconds) = args.max_router_tm {
         builder = builder.max_router_tm(Duration::from_secs_f64(seconds));
     }
+    let builder = builder.strict(args.strict).allow_key_change(args.allow_key_change);
     let net = builder.open().await?;
     // It has no resources, and says so at once.
     tokio::spawn(net.serve(Router::new()));
@@ -36,13 +38,14 @@ pub(super) async fn run_until_stopped(
     host: Option<&Endpoint>,
 ) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
+    let mut asked = Asked::new()?;
     let events = net.events();
     let start = |error| Failure::Other(format!("can't start a thread for the events: {error}"));
     let told = Events::new(output).map_err(start)?;
     let mut teller = Teller { told, host: host.map(nets::host_words), reached: HashSet::new() };
     tokio::select! {
         () = stop.asked() => {}
-        failure = tell_all(net, output, role, events, &mut teller) => return Err(failure),
+        failure = tell_all(net, output, role, events, &mut teller, &mut asked) => return Err(failure),
     }
     output.say("m2m: stopping");
     nets::close(net).await;
@@ -60,12 +63,21 @@ async fn tell_all(
     role: &str,
     mut events: Receiver<NetEvent>,
     teller: &mut Teller,
+    asked: &mut Asked,
 ) -> Failure {
     if let Err(failure) = say_ready(net, output, role).await {
         return failure;
     }
     loop {
-        match events.recv().await {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = asked.again() => {
+                let (words, object) = counters::of(net);
+                teller.told.answer(&words, &object);
+                continue;
+            }
+        };
+        match event {
             Ok(event) => teller.tell(&event),
             Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "too many events to tell all"),
             Err(RecvError::Closed) => {
@@ -109,6 +121,10 @@ impl Teller {
                 );
             }
             NetEvent::HostDisconnected { host, why } => self.tell_disconnected(*host, why),
+            NetEvent::KeyChanged { key_id } => self.told.tell(
+                "m2m: the net key was changed from afar; the new one is kept in the state folder",
+                &json!({"event": "key_changed", "version": key_id}),
+            ),
             NetEvent::HostRefused { host, why } => self.told.tell(
                 &format!("m2m: host {} refused us: {why}", short(*host)),
                 &json!({"event": "host_refused", "host": host.to_string(), "why": why.to_string()}),
@@ -117,6 +133,17 @@ impl Teller {
             NetEvent::Registered(id) if self.told.is_verbose() => self.told.tell(
                 &format!("m2m: {} registered", short(*id)),
                 &json!({"event": "registered", "id": id.to_string()}),
+            ),
+            NetEvent::Recovered { peer, resumed } if self.told.is_verbose() => {
+                let how = if *resumed { "and goes on where it was" } else { "after a restart" };
+                self.told.tell(
+                    &format!("m2m: the session with {} was opened anew, {how}", short(*peer)),
+                    &json!({"event": "recovered", "peer": peer.to_string(), "resumed": resumed}),
+                );
+            }
+            NetEvent::Moved { peer, path } if self.told.is_verbose() => self.told.tell(
+                &format!("m2m: {} has moved: {path}", short(*peer)),
+                &json!({"event": "moved", "peer": peer.to_string(), "path": path.to_string()}),
             ),
             NetEvent::Unregistered(id) if self.told.is_verbose() => self.told.tell(
                 &format!("m2m: {} left", short(*id)),

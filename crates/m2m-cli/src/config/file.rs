@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::parse_endpoint;
-use crate::args::{parse_id, parse_seconds};
+use crate::args::{parse_id, parse_public, parse_seconds};
 use crate::exit::Failure;
 
 /// The file as it is written.
@@ -26,7 +26,31 @@ struct Raw {
     timeout: Option<Spanned<Seconds>>,
     json: Option<bool>,
     #[serde(default)]
-    peers: BTreeMap<Spanned<String>, Spanned<String>>,
+    peers: BTreeMap<Spanned<String>, Spanned<RawPeer>>,
+}
+
+/// A peer's name, or that and its device key.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a peer is \"ID@HOST:PORT\", or { peer = \"ID@HOST:PORT\", pin = \"64 hex digits\" }"
+)]
+enum RawPeer {
+    Name(String),
+    Pinned(RawPinned),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPinned {
+    peer: String,
+    pin: Option<String>,
+}
+
+/// What an alias stands for.
+pub(super) struct Alias {
+    pub(super) name: PeerName,
+    pub(super) pin: Option<[u8; 32]>,
 }
 
 /// TOML tells 30 from 30.0; people don't.
@@ -48,7 +72,7 @@ pub(super) struct Checked {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) timeout: Option<f64>,
     pub(super) json: Option<bool>,
-    pub(super) peers: BTreeMap<String, PeerName>,
+    pub(super) peers: BTreeMap<String, Alias>,
 }
 
 /// Reads a file; nothing if there is none.
@@ -117,10 +141,7 @@ impl Document<'_> {
         parse(value.as_ref()).map(Some).map_err(wrong)
     }
 
-    fn alias(
-        &self,
-        (alias, peer): (Spanned<String>, Spanned<String>),
-    ) -> Result<(String, PeerName), Failure> {
+    fn alias(&self, (alias, peer): (Spanned<String>, Spanned<RawPeer>)) -> Result<(String, Alias), Failure> {
         if !matches!(alias.as_ref().parse(), Ok(PeerName::Alias(_))) {
             let what = format!("\"{}\" can't be an alias: it reads as an id or an address", alias.as_ref());
             return Err(self.wrong(
@@ -129,17 +150,27 @@ impl Document<'_> {
                 "Choose a word that has other letters than a to f",
             ));
         }
+        let span = peer.span();
+        let (named, pin) = match peer.into_inner() {
+            RawPeer::Name(name) => (name, None),
+            RawPeer::Pinned(pinned) => (pinned.peer, pinned.pin),
+        };
         let advice = "Write ID, ID@host:port or host:port";
         let wrong = |why: &str| {
-            let what = format!("the peer {} is \"{}\": {why}", alias.as_ref(), peer.as_ref());
-            self.wrong(Some(peer.span()), &what, advice)
+            let what = format!("the peer {} is \"{named}\": {why}", alias.as_ref());
+            self.wrong(Some(span.clone()), &what, advice)
         };
-        let name = match peer.as_ref().parse() {
+        let name = match named.parse() {
             Ok(PeerName::Alias(_)) => return Err(wrong("that is neither an id nor an address")),
             Ok(name) => name,
             Err(error) => return Err(wrong(&error.to_string())),
         };
-        Ok((alias.into_inner(), name))
+        let wrong = |why: String| {
+            let what = format!("the pin of {} is {why}", alias.as_ref());
+            self.wrong(Some(span.clone()), &what, "Correct or remove it")
+        };
+        let pin = pin.map(|pin| parse_public(&pin)).transpose().map_err(wrong)?;
+        Ok((alias.into_inner(), Alias { name, pin }))
     }
 
     fn wrong(&self, span: Option<Range<usize>>, what: &str, advice: &str) -> Failure {
@@ -174,6 +205,9 @@ mod tests {
             ("[peers]\nbeef = \"2\"\n", 2, "alias"),
             ("[peers]\nkitchen = \"cellar\"\n", 2, "cellar"),
             ("[peers]\nkitchen = \"2@host:0\"\n", 2, "port"),
+            ("[peers]\nkitchen = { peer = \"2\", pin = \"0a\" }\n", 2, "64 hex digits"),
+            ("[peers]\nkitchen = { pin = \"0a\" }\n", 2, "a peer is"),
+            ("[peers]\nkitchen = { peer = \"2\", pni = \"0a\" }\n", 2, "a peer is"),
             ("id = \"1\"\nid = \"2\"\n", 2, "duplicate"),
         ];
         for (text, line, word) in cases {

@@ -49,6 +49,15 @@ impl Events {
             (false, true) => return,
             (false, false) => words.to_owned(),
         };
+        self.queue(line);
+    }
+
+    /// What somebody asked for: told even with `-q`.
+    pub(crate) fn answer(&mut self, words: &str, object: &Value) {
+        self.queue(if self.output.json { object.to_string() } else { words.to_owned() });
+    }
+
+    fn queue(&mut self, line: String) {
         let Err(TrySendError::Full(_)) = self.lines.try_send(line) else { return };
         self.dropped += 1;
         if self.dropped == 1 {

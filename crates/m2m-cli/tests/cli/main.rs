@@ -2,6 +2,7 @@
 mod failures;
 mod keys;
 mod lifecycle;
+mod remote;
 mod shapes;
 mod talks;
 mod world;

@@ -54,11 +54,12 @@ pub(super) struct PathState {
     pub(super) rto: Duration,
 }
 
-/// The congestion window of one session, and its pace. 24 bytes, and kept only until they are worth nothing any more.
+/// The congestion window of one session, and its pace. 32 bytes, and kept only until they are worth nothing any more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Congestion {
     /// A token bucket in one number (as in ITU-T I.371's virtual scheduling): when it will be full again.
     full_at: Time,
+    acknowledged_at: Time,
     /// Losses of what left before this are paid for.
     reduced_at: Time,
     window: u16,
@@ -75,6 +76,7 @@ impl Default for Congestion {
     fn default() -> Congestion {
         Congestion {
             full_at: Time::ZERO,
+            acknowledged_at: Time::ZERO,
             reduced_at: Time::ZERO,
             window: INITIAL_WINDOW,
             threshold: u16::MAX,
@@ -112,6 +114,11 @@ impl Congestion {
         Admission::At(path.now + quantum.max(TIMER_GRANULARITY))
     }
 
+    /// When the last acknowledgement came.
+    pub(super) fn acknowledged_at(&self) -> Time {
+        self.acknowledged_at
+    }
+
     /// When what is known of the path is too old, if nothing leaves until then.
     pub(super) fn rested_at(&self, rto: Duration) -> Time {
         self.full_at + rto
@@ -129,7 +136,8 @@ impl Congestion {
     }
 
     /// What left at `sent`, for the last time, was acknowledged.
-    pub(super) fn acknowledged(&mut self, sent: Time, limit: usize) {
+    pub(super) fn acknowledged(&mut self, now: Time, sent: Time, limit: usize) {
+        self.acknowledged_at = now;
         if !self.is_short || sent < self.reduced_at {
             return;
         }
@@ -218,7 +226,7 @@ mod tests {
     }
 
     fn acknowledge(congestion: &mut Congestion, count: usize, sent: u64) -> usize {
-        (0..count).for_each(|_| congestion.acknowledged(at(sent), LIMIT));
+        (0..count).for_each(|_| congestion.acknowledged(at(sent), at(sent), LIMIT));
         congestion.window(LIMIT)
     }
 
@@ -351,7 +359,7 @@ mod tests {
                         }
                     }
                     Step::Acknowledged(ago) => {
-                        congestion.acknowledged(at(now - ago), limit);
+                        congestion.acknowledged(at(now), at(now - ago), limit);
                         in_network = in_network.saturating_sub(1);
                     }
                     Step::Lost(ago) => {
@@ -368,6 +376,6 @@ mod tests {
 
     #[test]
     fn is_small() {
-        assert!(size_of::<Congestion>() <= 24);
+        assert!(size_of::<Congestion>() <= 32);
     }
 }

@@ -340,7 +340,13 @@ impl Line {
             self.rtt.timed_out(open.first_sent, open.transmissions);
             busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
             if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
-                busy.outgoing.lose(self.next_mid, mid);
+                if self.rtt.backoff() == 0 {
+                    busy.outgoing.lose(self.next_mid, mid);
+                } else {
+                    // Into silence each goes by its own doubled timeouts (RFC 7252 section 4.2).
+                    open.due = Time::NEVER;
+                    busy.ready.push_back(Ready::Confirmable(mid));
+                }
                 continue;
             }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { break };

@@ -48,7 +48,7 @@ pub(super) struct Open {
     pub(super) due: Time,
     pub(super) first_sent: Time,
     pub(super) last_sent: Time,
-    /// It timed out, and waits to be sent again.
+    /// It was lost, and waits until the window lets it leave again.
     pub(super) is_lost: bool,
     /// The packet it left in first: an answer to it proves that this one arrived, or a later one.
     pub(super) first_packet: Option<u64>,
@@ -120,7 +120,7 @@ pub(super) struct Outgoing {
     /// By Message ID, counted from the oldest one in flight; `None` for what is done.
     open: VecDeque<Option<Open>>,
     in_flight: usize,
-    /// Of those, the ones that timed out and wait to be sent again.
+    /// Of those, the ones that were lost and wait until the window lets them leave again.
     lost: usize,
     /// Responses don't wait behind requests: the peer's requests end with them.
     waiting_responses: VecDeque<Waiting>,
@@ -141,6 +141,26 @@ impl Outgoing {
     /// Messages that may be on their way: those in flight without those that were lost.
     pub(super) fn in_network(&self) -> usize {
         self.in_flight - self.lost
+    }
+
+    /// As [`Outgoing::in_network`], without what left more than `patience` before `now` if something was acknowledged at
+    /// `acknowledged`, after it left: that is lost as well, however long it waits to leave again. And the time when
+    /// the next one will be.
+    pub(super) fn still_in_network(
+        &self,
+        now: Time,
+        acknowledged: Time,
+        patience: Duration,
+    ) -> (usize, Time) {
+        let sent = self.open.iter().flatten().filter(|open| !open.is_lost);
+        sent.fold((0, Time::NEVER), |(count, next), open| {
+            let lost_at = open.last_sent + patience;
+            match open.transmissions > 0 && open.last_sent < acknowledged {
+                true if lost_at <= now => (count, next),
+                true => (count + 1, next.min(lost_at)),
+                false => (count + 1, next),
+            }
+        })
     }
 
     /// True if something is to leave, for the first time or again.

@@ -96,7 +96,7 @@ impl Net {
             roaming: None,
             opener: Some(Box::new(Opener::new(pair, peer))),
             tails: None,
-            resumed: None,
+            was_remembered: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,
@@ -106,6 +106,13 @@ impl Net {
         });
         self.send_init(now, id);
         Ok(id)
+    }
+
+    /// INITs to a host go to its addresses in turn.
+    fn next_address_of_host(&self, id: SessionId) -> Option<Path> {
+        let session = self.table.get(id)?;
+        let State::Connecting(connecting) = &session.state else { return None };
+        self.host_address(session.host?, usize::from(connecting.sent)).map(Path::Direct)
     }
 
     pub(super) fn caps(&self) -> Caps {
@@ -121,6 +128,7 @@ impl Net {
             self.wait_for_host(host, id);
         }
         let jitter = self.jitter();
+        let address = self.next_address_of_host(id);
         let Some(session) = self.table.get_mut(id) else { return };
         let State::Connecting(connecting) = &mut session.state else { return };
         if now >= connecting.deadline {
@@ -144,10 +152,12 @@ impl Net {
             Some(after) => connecting.first_sent + *after + jitter,
             None => Time::NEVER,
         };
+        session.path = address.unwrap_or(session.path);
         let (path, peer) = (session.path, session.peer);
         let ask_host = connecting.sent == INITS_FOR_A_VERDICT && connecting.found.is_none();
         let init = connecting.init.clone();
         self.send_raw(now, path, peer, &init);
+        self.expect_answer(now, id);
         self.arm(id);
         if ask_host && matches!(path, Path::Through(_)) {
             self.ask_host(now, Ask::Lookup { id: peer, why: LookupFor::Session(id) });
@@ -211,6 +221,10 @@ impl Net {
             session.line.add_round_trip(now, rtt);
         }
         let (peer, old_peer, is_own) = (established.peer, session.peer, session.host.is_some());
+        if let Some(place) = session.host {
+            self.host_answered_from(id, place, origin.path());
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
         let next_s = super::timers::next_s(session);
         session.control.ask(Ask::Ping { user: None, next_s }, now);
         if old_peer != peer {

@@ -5,7 +5,7 @@
 //!   ^                  │ no answer           │ refused: Refused, again after the longest wait
 //!   └──────────────────┴─────────────────────┴──── session lost ───────────┘
 //! ```
-//! With several hosts configured one is kept at a time: the next is tried when the one at hand does not answer.
+//! With several hosts configured `standby` chooses.
 use alloc::{collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
@@ -43,30 +43,36 @@ pub struct HostConfig {
 
 pub(super) struct Host {
     /// Whom handshakes are for: as the caller named it.
-    wanted: Id,
+    pub(super) wanted: Id,
     /// Who it is, or was last.
     pub(super) id: Id,
-    key: PeerKey,
-    addresses: Vec<SocketAddr>,
+    pub(super) key: PeerKey,
+    pub(super) addresses: Vec<SocketAddr>,
     next_address: usize,
-    phase: Phase,
-    retry_at: Time,
-    backoff: Duration,
+    pub(super) phase: Phase,
+    pub(super) retry_at: Time,
+    pub(super) backoff: Duration,
     /// Connected was told and Disconnected was not, since.
     up_told: bool,
-    public: Option<SocketAddr>,
+    pub(super) public: Option<SocketAddr>,
     /// Granted at the last registration.
     pub(super) lease: Option<Duration>,
     /// The host has heard us at this instant or later: when that left to which an answer came last.
     renewed: Time,
     stale_retry: bool,
     /// Handshakes that wait for the registration.
-    waiting: VecDeque<SessionId>,
-    lookups: VecDeque<(Id, RequestId, Time)>,
+    pub(super) waiting: VecDeque<SessionId>,
+    pub(super) lookups: VecDeque<(Id, RequestId, Time)>,
+    /// Something left at this instant that should have it heard from again.
+    pub(super) expected: Option<Time>,
+    /// The refusal that was told last, so that one that lasts is told once.
+    refusal: Option<RegisterStatus>,
+    /// A better one is used again; this one is kept until then at least, and while sessions lie in it.
+    pub(super) lingers_until: Option<Time>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Down,
     Connecting(SessionId),
     Registering(SessionId),
@@ -91,12 +97,18 @@ impl Host {
         }
     }
 
+    /// The next registration is news again.
+    pub(super) fn forget_told(&mut self) {
+        self.up_told = false;
+        self.public = None;
+    }
+
     /// Questions that no host will answer any more.
     pub(super) fn waiting_lookups(self) -> impl Iterator<Item = RequestId> {
         self.lookups.into_iter().map(|(_, request, _)| request)
     }
 
-    fn session(&self) -> Option<SessionId> {
+    pub(super) fn session(&self) -> Option<SessionId> {
         match self.phase {
             Phase::Connecting(session) | Phase::Registering(session) | Phase::Registered(session) => {
                 Some(session)
@@ -131,7 +143,13 @@ impl Net {
             stale_retry: false,
             waiting: VecDeque::new(),
             lookups: VecDeque::new(),
+            expected: None,
+            refusal: None,
+            lingers_until: None,
         });
+        for session in self.hosts.iter().filter_map(Host::session).collect::<Vec<_>>() {
+            self.limit_patience(session);
+        }
         self.run_hosts(now);
         Ok(())
     }
@@ -190,46 +208,22 @@ impl Net {
     /// One of a host's addresses, the one in use first.
     pub(super) fn host_address(&self, place: usize, step: usize) -> Option<SocketAddr> {
         let host = self.hosts.get(place)?;
-        host.addresses.get((host.next_address + step) % host.addresses.len().max(1)).copied()
+        host.addresses.get(host.next_address.wrapping_add(step) % host.addresses.len().max(1)).copied()
     }
 
-    pub(super) fn next_host_timeout(&self) -> Time {
-        let Some(host) = self.hosts.get(self.active_host) else { return Time::NEVER };
-        let lookup = host.lookups.iter().map(|(_, _, deadline)| *deadline).min().unwrap_or(Time::NEVER);
-        let retry = match host.phase {
-            Phase::Down | Phase::Refused if !host.addresses.is_empty() => host.retry_at,
-            _ => Time::NEVER,
-        };
-        retry.min(lookup)
-    }
-
-    pub(super) fn run_hosts(&mut self, now: Time) {
-        let Some(host) = self.hosts.get_mut(self.active_host) else { return };
-        while let Some(at) = host.lookups.iter().position(|(_, _, deadline)| *deadline <= now) {
-            if let Some((_, request, _)) = host.lookups.remove(at) {
-                self.outputs.push_back(Output::Event(Event::Found { request, status: None }));
-            }
-        }
-        let due = matches!(host.phase, Phase::Down | Phase::Refused) && host.retry_at <= now;
-        let Some(address) = host.addresses.get(host.next_address % host.addresses.len().max(1)).copied()
-        else {
-            return;
-        };
-        if due {
-            self.open_host_session(now, address);
-        }
-    }
-
-    fn open_host_session(&mut self, now: Time, address: SocketAddr) {
-        let place = self.active_host;
-        let Some(host) = self.hosts.get(place) else { return };
-        let (id, key) = (host.wanted, host.key.clone());
-        let started = self.start_handshake(now, id, &key, Path::Direct(address), Some(place));
+    /// RESP of a host came from this address: the one of its addresses to go on with.
+    pub(super) fn host_answered_from(&mut self, id: SessionId, place: usize, path: Path) {
         let Some(host) = self.hosts.get_mut(place) else { return };
-        match started {
-            Ok(session) => host.phase = Phase::Connecting(session),
-            Err(_) => host.retry_at = now + host.backoff,
+        let at = host.addresses.iter().position(|address| Path::Direct(*address) == path);
+        if let (Some(at), Some(session)) = (at, self.table.get_mut(id)) {
+            host.next_address = at;
+            session.path = path;
         }
+    }
+
+    /// Whether this host is the one that ids are found through.
+    fn is_active(&self, place: usize) -> bool {
+        self.active_host == place
     }
 
     pub(super) fn host_session_up(&mut self, now: Time, place: usize, session: SessionId, unix: u32) {
@@ -305,10 +299,19 @@ impl Net {
         host.lease = Some(lease);
         host.renewed = asked;
         host.backoff = self.config.timers.host_retry_min;
+        host.refusal = None;
+        let lingers = host.lingers_until.is_some();
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
         if let Some(session) = self.table.get_mut(id) {
             session.keepalive.interval = session.keepalive.interval.min(cap);
+        }
+        if lingers {
+            return self.arm(id);
+        }
+        if !self.take_host(now, place) {
+            // One that came back too late to be of use.
+            return self.retire_host(now, place);
         }
         if !told {
             self.event(Event::HostConnected { host: host_id, public });
@@ -320,25 +323,29 @@ impl Net {
     }
 
     fn refused(&mut self, now: Time, place: usize, id: SessionId, status: RegisterStatus, since: u32) {
-        let retry = self.config.timers.host_retry_max;
+        let retry = self.config.timers.host_retry_max.mul_f32(self.spread());
+        let is_active = self.is_active(place);
         let Some(host) = self.hosts.get_mut(place) else { return };
         host.phase = Phase::Refused;
         host.up_told = false;
         host.retry_at = now + retry;
-        let (host_id, waiting) = (host.id, core::mem::take(&mut host.waiting));
+        host.lingers_until = None;
+        let (host_id, is_news) = (host.id, host.refusal.replace(status) != Some(status));
         if let Some(session) = self.table.get_mut(id) {
             // The session was the registration's: it goes, and nobody is told twice.
             session.host = None;
         }
-        self.event(Event::HostRefused { host: host_id, status, since });
-        for session in waiting {
-            self.fail(now, session, ConnectError::HostRefused);
+        if is_active || is_news {
+            self.event(Event::HostRefused { host: host_id, status, since });
         }
         self.close_quietly(now, id);
+        if is_active {
+            self.leave_host(now, place);
+        }
     }
 
     /// Closes a session of the machine's own, of which no user knows.
-    fn close_quietly(&mut self, now: Time, id: SessionId) {
+    pub(super) fn close_quietly(&mut self, now: Time, id: SessionId) {
         let Some(path) = self.table.get(id).map(|session| session.path) else { return };
         let frame = crate::wire::frame::Frame::Close { code: CloseCode::DONE, text: "" };
         self.send_frame(now, id, path, &frame);
@@ -361,11 +368,12 @@ impl Net {
 
     fn host_down(&mut self, now: Time, place: usize, why: HostLoss) {
         let spread = self.spread();
-        let hosts = self.hosts.len();
+        let is_active = self.is_active(place);
         let Some(host) = self.hosts.get_mut(place) else { return };
         let was_registered = core::mem::replace(&mut host.up_told, false);
         host.phase = Phase::Down;
         host.public = None;
+        host.lingers_until = None;
         host.next_address = host.next_address.wrapping_add(1);
         // A session that stood and is gone is tried again at once; one that never stood waits longer each time.
         let wait = match (why, was_registered) {
@@ -379,34 +387,17 @@ impl Net {
         host.retry_at = now + wait.mul_f32(spread);
         host.backoff = (host.backoff * 2).min(self.config.timers.host_retry_max);
         let host_id = host.id;
-        if hosts > 1 {
-            self.move_to_next_host(now, place);
+        if !is_active {
+            // Tried, or kept, beside the one that is used: nobody waits for it.
+            return;
         }
         // Told of the first failure too, so that a user learns why nothing happens.
         self.event(Event::HostDisconnected { host: host_id, why });
-    }
-
-    fn move_to_next_host(&mut self, now: Time, from: usize) {
-        let to = (from + 1) % self.hosts.len();
-        let (waiting, lookups) = match self.hosts.get_mut(from) {
-            Some(host) => (core::mem::take(&mut host.waiting), core::mem::take(&mut host.lookups)),
-            None => return,
-        };
-        self.active_host = to;
-        let Some(host) = self.hosts.get_mut(to) else { return };
-        host.retry_at = host.retry_at.min(now);
-        host.lookups.extend(lookups);
-        let id = host.id;
-        for session in waiting {
-            if let Some(state) = self.table.get_mut(session) {
-                state.path = Path::Through(id);
-            }
-            self.hosts[to].waiting.push_back(session);
-        }
+        self.leave_host(now, place);
     }
 
     /// Between 0.8 and 1.2, so that the nets of one host do not come back all at once.
-    fn spread(&mut self) -> f32 {
+    pub(super) fn spread(&mut self) -> f32 {
         use rand_chacha::rand_core::Rng;
         0.8 + (self.rng.next_u32() % 400) as f32 / 1000.0
     }
@@ -431,7 +422,7 @@ impl Net {
         }
     }
 
-    fn wake_waiting(&mut self, now: Time, place: usize) {
+    pub(super) fn wake_waiting(&mut self, now: Time, place: usize) {
         let Some(host) = self.hosts.get_mut(place) else { return };
         let (neighbour, waiting) = (host.id, core::mem::take(&mut host.waiting));
         for id in waiting {
@@ -446,7 +437,7 @@ impl Net {
         }
     }
 
-    fn ask_waiting_lookups(&mut self, now: Time) {
+    pub(super) fn ask_waiting_lookups(&mut self, now: Time) {
         let Some(host) = self.hosts.get_mut(self.active_host) else { return };
         let Some(session) = host.registered_session() else { return };
         for (id, request, _) in core::mem::take(&mut host.lookups) {
@@ -501,7 +492,7 @@ impl Net {
         }
         host.public = observed;
         let (host_id, told) = (host.id, host.up_told);
-        if told {
+        if told && self.is_active(place) {
             self.event(Event::HostConnected { host: host_id, public: observed });
         }
     }

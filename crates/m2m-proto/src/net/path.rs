@@ -71,6 +71,8 @@ struct Candidate {
     /// Authentic bytes that came from there, and all that went there.
     bytes_in: u32,
     bytes_out: u32,
+    /// This net wants to go there, whatever comes the old way meanwhile.
+    is_ours: bool,
     /// Something came from there, to which the next packet is the answer.
     owes_answer: bool,
     /// But not before this.
@@ -214,7 +216,7 @@ impl Net {
         let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else {
             return;
         };
-        if roaming.candidate.take().is_some() {
+        if roaming.candidate.take_if(|candidate| !candidate.is_ours).is_some() {
             roaming.rests_until = roaming.rests_until.max(rests_until);
             self.stats.moves_failed += 1;
         }
@@ -254,6 +256,7 @@ impl Net {
             first_sent: None,
             bytes_in: len as u32,
             bytes_out: 0,
+            is_ours: false,
             owes_answer: true,
             answer_from: now,
         });
@@ -290,6 +293,9 @@ impl Net {
             let until = now + UNDO_RTOS * rto;
             let former = Former { path: session.path, data: candidate.to_old, until, tries: 0 };
             // Too long if the first challenge was lost; still nearer than what is assumed where nothing was measured.
+            if candidate.is_ours {
+                return self.leave_through(now, id, candidate.path);
+            }
             let measured = candidate.first_sent.map(|left| now.since(left));
             roaming.former = Some(former);
             return self.move_to(now, id, candidate.path, measured);
@@ -336,6 +342,40 @@ impl Net {
         let roaming = session.roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
         (roaming.candidate, roaming.former, roaming.rests_until) = (None, None, rests_until);
         self.move_to(now, id, path, None);
+        // The peer learns of it although there may be nothing else to say.
+        let Some(ping) = self.table.get_mut(id).map(Session::stray_ping) else { return };
+        self.send_frames(now, id, path, &[ping], usize::MAX);
+    }
+
+    /// Asks the peer over to another path of this net's choice: a challenge goes there, and the session goes after it
+    /// once it is answered.
+    pub(super) fn propose(&mut self, now: Time, id: SessionId, path: Path) {
+        let Some(session) = self.table.get_mut(id).filter(|session| session.is_up() && session.path != path)
+        else {
+            return;
+        };
+        let roaming = session.roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
+        if roaming.candidate.is_some() {
+            return;
+        }
+        let (to_new, to_old) = (self.rng.next_u64().to_be_bytes(), self.rng.next_u64().to_be_bytes());
+        roaming.candidate = Some(Candidate {
+            path,
+            to_new,
+            to_old,
+            since: now,
+            rounds: 0,
+            due: now,
+            is_challenged: false,
+            first_sent: None,
+            // The path begins in a session of ours with a host, which vouches for it.
+            bytes_in: MOST_BYTES,
+            bytes_out: 0,
+            is_ours: true,
+            owes_answer: false,
+            answer_from: now,
+        });
+        self.challenge(now, id);
     }
 
     /// Challenges the candidate, as far as it may be written to, and the place in use, once a round.
@@ -353,6 +393,7 @@ impl Net {
             candidate.is_challenged = false;
         }
         let (path, to_new, to_old) = (candidate.path, candidate.to_new, candidate.to_old);
+        let is_ours = candidate.is_ours;
         if !candidate.is_challenged {
             let budget = candidate.budget(factor);
             let sent = self.send_frames(now, id, path, &[Frame::PathChallenge(to_new)], budget);
@@ -362,7 +403,7 @@ impl Net {
                 candidate.first_sent = candidate.first_sent.or((sent > 0).then_some(now));
             }
         }
-        if begins {
+        if begins && !is_ours {
             self.send_frames(now, id, old, &[Frame::PathChallenge(to_old)], usize::MAX);
         }
         self.arm(id);
@@ -375,8 +416,8 @@ impl Net {
         };
         match &roaming.candidate {
             Some(candidate) if candidate.due <= now && candidate.rounds >= TRIES => {
+                self.stats.moves_failed += u64::from(!candidate.is_ours);
                 roaming.candidate = None;
-                self.stats.moves_failed += 1;
             }
             Some(candidate) if candidate.due <= now => self.challenge(now, id),
             _ => {}

@@ -16,7 +16,7 @@ use crate::{
     },
     stats::Drop,
     time::Time,
-    wire::frame::CloseCode,
+    wire::frame::{CloseCode, Frame},
 };
 
 /// The device that a session's peer has to be.
@@ -24,6 +24,8 @@ pub(crate) struct Pin {
     public: [u8; 32],
     /// What its proof will be checked against; none before the handshake is done, and none once it is proved.
     awaiting: Option<Awaiting>,
+    /// It was proved once: the user knows of the session, and a later handshake in it has to be proved as well.
+    is_known: bool,
 }
 
 struct Awaiting {
@@ -33,7 +35,7 @@ struct Awaiting {
 
 impl Pin {
     pub(super) fn new(public: [u8; 32]) -> Pin {
-        Pin { public, awaiting: None }
+        Pin { public, awaiting: None, is_known: false }
     }
 }
 
@@ -85,20 +87,34 @@ impl Net {
             && shown.verify(&awaiting.ephemeral, &awaiting.hash, Role::Responder).is_ok();
         if !holds {
             self.stats.drop(Drop::BadHandshake);
-            return self.end_unproven(now, id, ConnectError::WrongDevice);
+            return self.end_unproven(now, id, CloseReason::WrongDevice);
         }
         pin.awaiting = None;
+        let was_known = core::mem::replace(&mut pin.is_known, true);
         session.control.asks.retain(|ask| ask.what != Ask::Prove);
         let peer = session.peer;
-        self.event(Event::Connected { session: id, peer });
+        if !was_known {
+            self.event(Event::Connected { session: id, peer });
+        }
     }
 
-    /// Ends a session that its user was never told to be up.
-    pub(super) fn end_unproven(&mut self, now: Time, id: SessionId, why: ConnectError) {
-        let Some(path) = self.table.get(id).map(|session| session.path) else { return };
-        let code = if why == ConnectError::WrongDevice { CloseCode::REFUSED } else { CloseCode::DONE };
-        self.send_frame(now, id, path, &crate::wire::frame::Frame::Close { code, text: "" });
-        self.fail(now, id, why);
+    /// Ends a session whose peer is not proved. What waits in it does not leave first, as it would otherwise.
+    pub(super) fn end_unproven(&mut self, now: Time, id: SessionId, why: CloseReason) {
+        let Some(session) = self.table.get(id) else { return };
+        let (path, is_known) = (session.path, session.pin.as_ref().is_some_and(|pin| pin.is_known));
+        let (code, failure) = match why {
+            CloseReason::Local => (CloseCode::DONE, ConnectError::Closed),
+            _ => (CloseCode::REFUSED, ConnectError::WrongDevice),
+        };
+        if !matches!(why, CloseReason::Peer(_)) {
+            self.send_frame(now, id, path, &Frame::Close { code, text: "" });
+        }
+        if is_known {
+            self.leave(now, id, why);
+            self.table.remove(id);
+        } else {
+            self.fail(now, id, failure);
+        }
     }
 
     /// PROVE_ASK came to the responder. `prover` is there in the first packet of a session only.
@@ -124,13 +140,5 @@ impl Net {
             *proving = Proving::Made(proof);
         }
         session.control.proof_due = true;
-    }
-}
-
-/// Why a session whose peer was never proved did not come up.
-pub(super) fn why_unproven(why: CloseReason) -> ConnectError {
-    match why {
-        CloseReason::Local => ConnectError::Closed,
-        _ => ConnectError::WrongDevice,
     }
 }

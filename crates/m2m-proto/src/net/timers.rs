@@ -93,8 +93,10 @@ impl Net {
             self.answer_askers(id, FoundStatus::SILENT);
         }
         let question = self.table.get(id).is_some_and(|session| session.has_unanswered_question(now));
+        let is_unproven = self.table.get(id).is_some_and(Session::is_unproven);
         if self.give_up_asks(now, id) && !self.may_come_back(now, id) {
-            return self.end(now, id, CloseReason::Lost, Some(CloseCode::DONE));
+            let why = if is_unproven { CloseReason::WrongDevice } else { CloseReason::Lost };
+            return self.end(now, id, why, Some(CloseCode::DONE));
         }
         self.drive_attempt(now, id);
         self.renewal_timeout(now, id);

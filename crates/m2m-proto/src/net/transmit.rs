@@ -91,7 +91,7 @@ impl Net {
         let confirm = session.role == Role::Initiator
             && (!session.confirmed || session.resume().is_some())
             && has_more(session, &mut cx);
-        let (open, resume) = (session.is_open(), session.resume());
+        let open = session.is_open();
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -102,7 +102,12 @@ impl Net {
         let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, exit.room);
         if confirm {
-            plain.push_frame(&Frame::Confirm { mem, resume });
+            match session.opener.as_ref().and_then(|opener| opener.resume.as_ref()) {
+                Some(resume) => resume.tags.iter().for_each(|tag| {
+                    plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
+                }),
+                None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
+            }
         }
         let fresh = plain.count();
         if confirm {
@@ -139,6 +144,7 @@ impl Net {
         }
         self.send_packet(now, exit.path, peer, buffer);
         self.rekey_if_due(now, id);
+        self.expect_answer(now, id);
         true
     }
 
@@ -253,7 +259,7 @@ impl Net {
             super::State::HalfOpen(_) => return self.forget(now, id),
             super::State::Closing { .. } => return,
             super::State::Up if session.is_unproven() => {
-                return self.end_unproven(now, id, super::pinning::why_unproven(why));
+                return self.end_unproven(now, id, why);
             }
             super::State::Up => {}
         }
@@ -276,7 +282,7 @@ impl Net {
     }
 
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
-    fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
+    pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
         if !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
@@ -366,12 +372,7 @@ fn push_control(
     Leaving { now, pn, rto }: Leaving,
 ) -> bool {
     let mut pinged = false;
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return pinged;
-        }
-        control.once.pop_front();
-    }
+    // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
         && let Some(Proving::Made(made)) = control.proving.as_deref()
     {
@@ -379,6 +380,12 @@ fn push_control(
             return pinged;
         }
         control.proof_due = false;
+    }
+    while let Some(frame) = control.once.front() {
+        if !plain.push_frame(frame) {
+            return pinged;
+        }
+        control.once.pop_front();
     }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
         return pinged;

@@ -1,7 +1,7 @@
 //! Sessions pinned to one device: whoever holds the peer's net key and not its device key gets nothing out of them.
 use m2m_proto::{
     config::Rate,
-    error::{ConnectError, ErrorKind, RequestError},
+    error::{CloseReason, ConnectError, ErrorKind, RequestError},
     event::{Event, SessionId},
     net::{ConnectOptions, Route},
     session::{
@@ -193,6 +193,48 @@ fn a_proof_that_never_comes_is_waited_for_8_seconds() {
     assert!(holds_no_message(&heard));
     assert!(world.net(net).info(session).is_some_and(|info| !info.up));
     is_refused(&mut world, net, &mut hand, 2 * SECOND);
+}
+
+/// A pinned session whose peer restarts: as the same device, or as one that has its net key, id and address.
+fn restarted_as(device: DeviceKey) -> (World, NetIndex, NetIndex, SessionId) {
+    let mut world = World::new(8);
+    let (app, net) = (world.add(World::config(2)), world.add(World::config(3)));
+    let route = Route::Direct(world.address(net));
+    let session = pinned(&mut world, app, 3, route, public(3));
+    world.wait_for(app, SECOND, |event| matches!(event, Event::Connected { .. }).then_some(()));
+    world.run(BEAT);
+    let mut config = World::config(3);
+    config.device = device;
+    world.start(net, config);
+    post(&mut world, app, session, 1, b"secret").unwrap();
+    (world, app, net, session)
+}
+
+#[test]
+fn a_device_that_restarts_proves_itself_again() {
+    let (mut world, app, net, session) = restarted_as(device(3));
+    world.wait_for(app, 5 * SECOND, |event| match event {
+        Event::Recovered { session: told, resumed: false, .. } => (*told == session).then_some(()),
+        Event::Connected { .. } => panic!("it is told once"),
+        _ => None,
+    });
+    post(&mut world, app, session, 2, b"again").unwrap();
+    world.wait_for(net, 5 * SECOND, |event| matches!(event, Event::Request { .. }).then_some(()));
+    assert!(world.net(app).info(session).is_some_and(|info| info.up));
+}
+
+#[test]
+fn another_device_cannot_step_into_a_living_session() {
+    let (mut world, app, net, session) = restarted_as(DeviceKey::from_bytes([0xEE; 32]));
+    let why = world.wait_for(app, 20 * SECOND, |event| match event {
+        Event::Closed { session: told, why, .. } if *told == session => Some(*why),
+        Event::Recovered { .. } | Event::Connected { .. } => panic!("it is not the device: {event:?}"),
+        _ => None,
+    });
+    assert_eq!(why, CloseReason::WrongDevice);
+    let events = &world.member(net).events;
+    assert!(events.iter().all(|(_, event)| !matches!(event, Event::Request { .. })), "{events:?}");
+    assert_eq!(world.net(app).sessions(), 0);
 }
 
 #[test]

@@ -173,8 +173,8 @@ impl Rig {
     }
 }
 
-/// 200 requests a second: about 20 are on the way at any time if the link is full.
-const RATE: u64 = 200 * ON_WIRE;
+/// 400 requests a second: 20 are on the way in a round trip if the link is full, and up to 30 wait for it.
+const RATE: u64 = 400 * ON_WIRE;
 
 /// The flows' shares are within 20 % of each other, and the link isn't wasted.
 fn judge(shares: &[usize], time: Duration) {
@@ -187,7 +187,7 @@ fn judge(shares: &[usize], time: Duration) {
 #[test]
 fn two_nets_share_a_link() {
     for seed in 0..2 {
-        let mut rig = Rig::new(seed, 50 * MS);
+        let mut rig = Rig::new(seed, 25 * MS);
         rig.narrow(RATE, 30 * ON_WIRE);
         for _ in 0..2 {
             let net = rig.client();
@@ -202,7 +202,7 @@ fn two_nets_share_a_link() {
 
 #[test]
 fn two_sessions_of_one_net_share_a_link() {
-    let mut rig = Rig::new(10, 50 * MS);
+    let mut rig = Rig::new(10, 25 * MS);
     rig.narrow(RATE, 30 * ON_WIRE);
     let net = rig.client();
     rig.flow(net, 200);
@@ -215,7 +215,7 @@ fn two_sessions_of_one_net_share_a_link() {
 
 #[test]
 fn who_comes_later_gets_as_much() {
-    let mut rig = Rig::new(20, 50 * MS);
+    let mut rig = Rig::new(20, 25 * MS);
     rig.narrow(RATE, 30 * ON_WIRE);
     let first = rig.client();
     rig.flow(first, 200);

@@ -1,6 +1,7 @@
 //! The machine on a simulated network.
 mod basics;
 mod congestion;
+mod hosts;
 mod promise;
 mod recovery;
 mod regressions;

@@ -79,6 +79,7 @@ impl Pair {
                 options: &options,
                 payload: b"hello",
                 confirmable: true,
+                repeatable: false,
                 deadline,
             };
             net.request(now, session, id, &request).expect("the request is taken");
@@ -116,6 +117,8 @@ impl Pair {
                 *self.answers.entry(request.0).or_default() += 1;
                 None
             }
+            // Losses in a row look like a peer that has gone away; what the session does then is not judged here.
+            Event::Recovered { .. } => None,
             event => Some((by, event)),
         }
     }
@@ -131,9 +134,12 @@ impl Pair {
         let unanswered =
             |event: &Event| matches!(event, Event::RequestFailed { why: RequestError::TimedOut, .. });
         let lost = told.iter().filter(|(_, event)| unanswered(event)).count();
-        let control = results(told).len();
+        // Three retransmissions in a row without an answer open a session anew, which is no error.
+        let others = told.iter().filter(|(_, event)| {
+            matches!(event, Event::ControlDone { .. } | Event::Recovered { resumed: true, .. })
+        });
         let answered = self.answers.values().filter(|count| **count == 1).count();
-        assert_eq!(lost + control, told.len(), "seed {seed}: {told:?}");
+        assert_eq!(lost + others.count(), told.len(), "seed {seed}: {told:?}");
         assert_eq!((answered + lost) as u64, self.requests, "seed {seed}");
         assert!(self.ran <= self.requests && self.ran >= answered as u64, "seed {seed}");
         lost

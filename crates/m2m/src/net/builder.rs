@@ -15,6 +15,7 @@ use super::{
     Net, driver,
     hosts::{self, HostName},
     news::HostState,
+    remote_key::OwnKey,
     shared::Shared,
     socket::Socket,
     store::Store,
@@ -39,6 +40,8 @@ pub struct NetBuilder {
     server: bool,
     max_router_tm: Option<Duration>,
     accept: bool,
+    strict: bool,
+    allow_key_change: bool,
     tune: Option<Tune>,
 }
 
@@ -48,6 +51,7 @@ struct Kept {
     device: Option<DeviceKey>,
     epoch: u64,
     claims: Option<Claims>,
+    own_key: OwnKey,
 }
 
 impl NetBuilder {
@@ -62,6 +66,8 @@ impl NetBuilder {
             server: false,
             max_router_tm: None,
             accept: true,
+            strict: false,
+            allow_key_change: false,
             tune: None,
         }
     }
@@ -98,6 +104,21 @@ impl NetBuilder {
         self
     }
 
+    /// As a host, register only ids that are claimed already, by their devices: claims are made with
+    /// [`crate::state::Claims::pin`] or `m2m server claims pin`, and ephemeral registrations are refused. Default: no.
+    pub fn strict(mut self, strict: bool) -> NetBuilder {
+        self.strict = strict;
+        self
+    }
+
+    /// Let holders of this net's key replace it by another from afar ([`Net::set_remote_key`]). It needs a state
+    /// folder, where the new key is kept: at a later start it counts in the place of the configured one, until another
+    /// is configured. Default: no.
+    pub fn allow_key_change(mut self, allow: bool) -> NetBuilder {
+        self.allow_key_change = allow;
+        self
+    }
+
     /// The longest that a registration here lives without a sign of life. Default: 600 s.
     pub fn max_router_tm(mut self, time: Duration) -> NetBuilder {
         self.max_router_tm = Some(time);
@@ -127,26 +148,30 @@ impl NetBuilder {
     /// Outside of a tokio runtime with I/O and time.
     pub async fn open(mut self) -> Result<Net, Error> {
         self.check()?;
-        let net_key = self.key.to_net_key()?;
+        // A pair key is told before the socket and the folder are tried.
+        self.key.to_net_key()?;
         let socket = Arc::new(Socket::bind(self.bind)?);
-        let kept = read_state(self.state_dir.take(), self.server).await?;
+        let kept = read_state(self.key.clone(), self.state_dir.take(), self.server).await?;
+        let net_key = kept.own_key.net_key()?;
         let device = kept.device.unwrap_or_else(|| DeviceKey::derived_from(&net_key, self.id));
         let mut config = Config::new(self.id, net_key, device);
         config.accept = self.accept;
         config.registry = self.server;
         config.relay = self.server;
         config.ephemeral = self.ephemeral;
+        config.allow_key_change = self.allow_key_change;
         config.last_epoch = kept.epoch;
         config.max_router_tm = self.max_router_tm.unwrap_or(config.max_router_tm);
         if let Some(tune) = self.tune.take() {
             tune(&mut config);
         }
+        kept.own_key.configure(&mut config);
         let claims = kept.claims.or_else(|| config.registry.then(Claims::in_memory));
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)
             .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
         let machine = proto::Net::new(config, seed, Time::ZERO);
-        let store = Store::new(kept.dir, claims);
+        let store = Store::new(kept.dir, claims, kept.own_key, self.strict);
         let shared = Arc::new(Shared::new(machine, socket.clone(), store, std::time::Instant::now()));
         shared.with(|state, now| state.set_unix_time(now));
         self.add_hosts(&shared, &socket)?;
@@ -205,16 +230,18 @@ impl NetBuilder {
 }
 
 /// Reads the state folder, off the event loop.
-async fn read_state(path: Option<PathBuf>, server: bool) -> Result<Kept, Error> {
+async fn read_state(key: Key, path: Option<PathBuf>, server: bool) -> Result<Kept, Error> {
     let Some(path) = path else {
-        return Ok(Kept { dir: None, device: None, epoch: 0, claims: None });
+        let own_key = OwnKey::read(&key, None)?;
+        return Ok(Kept { dir: None, device: None, epoch: 0, claims: None, own_key });
     };
     let read = move || -> Result<Kept, StateError> {
         let dir = StateDir::open(&path)?;
         let device = Some(DeviceKey::from_bytes(*dir.device_key()?));
         let epoch = dir.epoch()?;
         let claims = if server { Some(dir.claims()?) } else { None };
-        Ok(Kept { dir: Some(dir), device, epoch, claims })
+        let own_key = OwnKey::read(&key, Some(&dir))?;
+        Ok(Kept { dir: Some(dir), device, epoch, claims, own_key })
     };
     match tokio::task::spawn_blocking(read).await {
         Ok(kept) => Ok(kept?),

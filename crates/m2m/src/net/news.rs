@@ -6,6 +6,8 @@ use std::{
 
 use m2m_proto::{error::CloseReason, id::Id, wire::frame::RegisterStatus};
 
+use crate::session::Path;
+
 /// How a net stands with its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -53,6 +55,20 @@ pub enum NetEvent {
         /// Why.
         why: CloseReason,
     },
+    /// A session was opened anew: its peer had restarted, or was out of reach.
+    Recovered {
+        /// With whom.
+        peer: Id,
+        /// The peer still knew what was said before.
+        resumed: bool,
+    },
+    /// A peer has moved: a session's packets leave for another place.
+    Moved {
+        /// With whom.
+        peer: Id,
+        /// Where to.
+        path: Path,
+    },
     /// This net is registered with its host.
     HostConnected {
         /// The host.
@@ -66,6 +82,11 @@ pub enum NetEvent {
         host: Id,
         /// What ended it.
         why: String,
+    },
+    /// A holder of this net's key has replaced it by another. The one before is honoured for a while.
+    KeyChanged {
+        /// The version of the new key.
+        key_id: u16,
     },
     /// The host refused to register this net.
     HostRefused {
@@ -96,6 +117,10 @@ pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
             "that net is no host: it keeps no registry. Is the host's address right?".to_owned()
         }
         RegisterStatus::FULL | RegisterStatus::STORE => format!("{status}: have its operator look at it"),
-        _ => format!("{status}: the id may be reserved, or not allowed there"),
+        RegisterStatus::REFUSED => format!(
+            "{status}: the id is reserved, or that host takes listed devices only: have its operator list this one with \
+             `m2m server claims pin ID DEVICE` (`m2m id` shows both)"
+        ),
+        _ => format!("{status}: have the host's operator look at it"),
     }
 }

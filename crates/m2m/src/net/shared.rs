@@ -10,7 +10,7 @@ use std::{
 };
 
 use m2m_proto::{
-    error::RequestError,
+    error::{ControlError, RequestError},
     event::{Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
     net,
@@ -94,6 +94,7 @@ pub(crate) enum Waiter {
     Response(oneshot::Sender<Result<Vec<u8>, RequestError>>),
     Pong(oneshot::Sender<Option<Duration>>),
     Found(oneshot::Sender<Option<FoundStatus>>),
+    Control(oneshot::Sender<Result<(), ControlError>>),
 }
 
 impl Shared {
@@ -181,6 +182,7 @@ impl State {
                 Output::Event(event) => self.on_event(shared, now, event),
                 Output::Claim(claim) => self.store.check(claim),
                 Output::SaveEpoch(epoch) => self.store.keep_epoch(epoch),
+                Output::StoreKey(key) => store::keep_key(self, now, key),
                 // There is one machine to a net here: nothing belongs to another shard.
                 Output::Handover { bytes, .. } => self.machine.recycle(bytes),
                 Output::Timeout(at) => {
@@ -282,6 +284,27 @@ impl State {
             Event::Found { request, status } => {
                 if let Some(Waiter::Found(waiter)) = self.requests.remove(&request) {
                     let _ = waiter.send(status);
+                }
+            }
+            Event::Recovered { session, peer, resumed } => {
+                debug!(?session, ?peer, resumed, "session opened anew");
+                let path = self.machine.info(session).map(|info| Path::from(info.path));
+                self.stand(session, |standing| {
+                    standing.path = path.unwrap_or(standing.path);
+                    standing.recoveries = standing.recoveries.saturating_add(1);
+                    standing.resumed = resumed;
+                });
+                shared.tell(NetEvent::Recovered { peer, resumed });
+            }
+            Event::Moved { session, peer, path } => {
+                debug!(?session, ?peer, ?path, "session moved");
+                let path = Path::from(path);
+                self.stand(session, |standing| standing.path = path);
+                shared.tell(NetEvent::Moved { peer, path });
+            }
+            Event::ControlDone { request, result } => {
+                if let Some(Waiter::Control(waiter)) = self.requests.remove(&request) {
+                    let _ = waiter.send(result);
                 }
             }
             Event::Registered { id } => {

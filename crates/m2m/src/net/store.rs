@@ -1,14 +1,18 @@
-//! The disk, off the event loop: claims in batches, and the last epoch.
+//! The disk, off the event loop: claims in batches, the last epoch, a net key that was changed from afar.
 use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use m2m_proto::event::{ClaimOutcome, ClaimRequest};
+use m2m_proto::{
+    event::{ClaimOutcome, ClaimRequest, KeyToStore},
+    time::Time,
+};
 use tracing::{error, warn};
 
 use super::{
-    news::date,
+    news::{NetEvent, date},
+    remote_key::OwnKey,
     shared::{Shared, State},
 };
 use crate::state::{self, Claims, StateDir, StateError};
@@ -21,10 +25,15 @@ pub(super) struct Store {
     checking: bool,
     epoch: Option<u64>,
     keeping: bool,
+    own_key: OwnKey,
+    new_key: Option<KeyToStore>,
+    changing: bool,
+    /// Only claims that are there already count.
+    strict: bool,
 }
 
 impl Store {
-    pub(super) fn new(dir: Option<StateDir>, claims: Option<Claims>) -> Store {
+    pub(super) fn new(dir: Option<StateDir>, claims: Option<Claims>, own_key: OwnKey, strict: bool) -> Store {
         Store {
             dir: dir.map(Arc::new),
             claims: claims.map(Arc::new),
@@ -32,6 +41,10 @@ impl Store {
             checking: false,
             epoch: None,
             keeping: false,
+            own_key,
+            new_key: None,
+            changing: false,
+            strict,
         }
     }
 
@@ -48,7 +61,7 @@ impl Store {
 
     /// True while something is on its way to the disk.
     pub(super) fn is_busy(&self) -> bool {
-        self.checking || self.keeping
+        self.checking || self.keeping || self.changing
     }
 
     /// Lets go of the files; what is being written is finished first.
@@ -56,11 +69,13 @@ impl Store {
         self.dir = None;
         self.claims = None;
         self.waiting.clear();
+        self.new_key = None;
     }
 }
 
 /// Sends what waits to the disk, if nothing of its kind is under way.
 pub(super) fn start(shared: &Arc<Shared>, state: &mut State) {
+    start_key_change(shared, state);
     let store = &mut state.store;
     if !store.checking
         && !store.waiting.is_empty()
@@ -90,8 +105,45 @@ pub(super) fn start(shared: &Arc<Shared>, state: &mut State) {
     }
 }
 
+/// Takes a key that is to become the net's own; a net that can keep none says so at once.
+pub(super) fn keep_key(state: &mut State, now: Time, key: KeyToStore) {
+    if state.store.dir.is_some() {
+        // The machine gives the next one only after this one's answer.
+        state.store.new_key = Some(key);
+        return;
+    }
+    warn!("the net key was to be changed from afar, but this net has no state folder to keep it in");
+    state.machine.key_stored(now, key.session, false);
+}
+
+fn start_key_change(shared: &Arc<Shared>, state: &mut State) {
+    let store = &mut state.store;
+    let (Some(dir), Some(key)) = (store.dir.clone(), store.new_key.take()) else { return };
+    let (session, key_id, kept) = (key.session, key.key_id, store.own_key.change(&key));
+    store.changing = true;
+    let shared = shared.clone();
+    drop(state.runtime.spawn_blocking(move || {
+        let written = dir.keep_net_key(&kept);
+        drop(dir);
+        shared.with(|state, now| {
+            state.store.changing = false;
+            match &written {
+                Ok(()) => state.store.own_key.changed_to(kept),
+                Err(why) => error!("the net key was not changed: {why}"),
+            }
+            state.machine.key_stored(now, session, written.is_ok());
+            if written.is_ok() {
+                warn!(key_id, "the net key was changed from afar, by a holder of the one before");
+                shared.tell(NetEvent::KeyChanged { key_id });
+            }
+        });
+        shared.idle.notify_waiters();
+    }));
+}
+
 fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
-    let outcomes = outcomes(claims, batch).unwrap_or_else(|why| {
+    let strict = shared.look().store.strict;
+    let outcomes = outcomes(claims, batch, strict).unwrap_or_else(|why| {
         error!("no registration can be accepted: {why}");
         vec![ClaimOutcome::Failed; batch.len()]
     });
@@ -101,6 +153,10 @@ fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
             if let ClaimOutcome::Taken { since } = outcome {
                 warn!(id = ?claim.id, "claim refused: the id is claimed by another key since {}", date(since));
             }
+            if outcome == ClaimOutcome::NotListed {
+                let public = claim.public.map(hex).unwrap_or_default();
+                warn!(id = ?claim.id, device = %public, "registration refused: this host takes listed device keys only");
+            }
             state.machine.claim_checked(now, claim.session, outcome);
         }
     });
@@ -108,7 +164,10 @@ fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
 }
 
 /// One outcome a claim. All that claim go in one transaction; the ephemeral ones only look.
-fn outcomes(claims: &Claims, batch: &[ClaimRequest]) -> Result<Vec<ClaimOutcome>, StateError> {
+fn outcomes(claims: &Claims, batch: &[ClaimRequest], strict: bool) -> Result<Vec<ClaimOutcome>, StateError> {
+    if strict {
+        return batch.iter().map(|claim| listed(claims, claim)).collect();
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let durable: Vec<_> = batch.iter().filter_map(|claim| Some((claim.id, claim.public?))).collect();
     let mut durable = claims.check_or_insert_all(&durable, now)?.into_iter();
@@ -117,6 +176,21 @@ fn outcomes(claims: &Claims, batch: &[ClaimRequest]) -> Result<Vec<ClaimOutcome>
         None => Ok(claims.get(claim.id)?.map_or(ClaimOutcome::Held, |held| taken(held.since))),
     };
     batch.iter().map(outcome).collect()
+}
+
+/// Whether a claim is listed, without keeping any; an ephemeral registration is none that could be.
+fn listed(claims: &Claims, claim: &ClaimRequest) -> Result<ClaimOutcome, StateError> {
+    Ok(match (claims.get(claim.id)?, claim.public) {
+        (Some(held), Some(public)) if held.public == public => ClaimOutcome::Held,
+        (Some(held), _) => taken(held.since),
+        (None, _) => ClaimOutcome::NotListed,
+    })
+}
+
+fn hex(public: [u8; 32]) -> String {
+    let mut text = String::with_capacity(64);
+    crate::keyfile::push_hex(&mut text, &public);
+    text
 }
 
 fn outcome_of(outcome: state::ClaimOutcome) -> ClaimOutcome {

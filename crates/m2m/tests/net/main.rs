@@ -2,7 +2,10 @@
 mod fixture;
 
 mod failures;
+mod flaws;
 mod hosts;
+mod keys;
 mod lifetimes;
 mod many;
 mod requests;
+mod survive;

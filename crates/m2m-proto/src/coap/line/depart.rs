@@ -8,6 +8,11 @@ use super::{
     Line,
     busy::Ready,
 };
+use crate::time::Time;
+
+/// In such a window the few messages that wait for a timeout doubled many times would hold the others up, who find the
+/// path open. In a wider one they don't matter.
+const SMALL_WINDOW: usize = 32;
 
 impl Line {
     /// Puts the next confirmable message down to leave; false if none may.
@@ -17,20 +22,31 @@ impl Line {
             busy.congestion.drained();
             return false;
         }
-        let path = PathState {
+        let mut path = PathState {
             now: cx.now,
             in_network: busy.outgoing.in_network(),
             limit: cx.config.window,
             round_trip: self.rtt.smoothed(),
             rto: self.rtt.rto(cx.config.initial_rto),
         };
+        let window = busy.congestion.window(path.limit);
+        let mut next_lost = Time::NEVER;
+        let has_room = busy.outgoing.in_flight() < path.limit;
+        if path.in_network >= window && window <= SMALL_WINDOW && has_room {
+            let patience = self.rtt.base_rto(cx.config.initial_rto) * 3 / 2;
+            let acknowledged = busy.congestion.acknowledged_at();
+            (path.in_network, next_lost) = busy.outgoing.still_in_network(cx.now, acknowledged, patience);
+        }
         match busy.congestion.admit(&path) {
             Admission::Now => {}
             Admission::At(time) => {
                 self.timer = self.timer.min(time);
                 return false;
             }
-            Admission::WindowFull => return false,
+            Admission::WindowFull => {
+                self.timer = self.timer.min(next_lost);
+                return false;
+            }
         }
         let mid = match busy.outgoing.start_lost(self.next_mid) {
             Some(mid) => mid,

@@ -1,6 +1,9 @@
 //! A line whose session's packets leave for another place (protocol, section 10.2).
-use super::{super::retransmit::RttEstimator, Line, busy::Ready};
-use crate::time::Time;
+use super::{
+    super::{congestion::Congestion, retransmit::RttEstimator},
+    Line,
+    busy::Ready,
+};
 use alloc::vec::Vec;
 
 impl Line {
@@ -9,6 +12,7 @@ impl Line {
     pub fn moved(&mut self) {
         self.rtt = RttEstimator::default();
         let Some(busy) = &mut self.busy else { return };
+        busy.congestion = Congestion::default();
         busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
         let in_flight = busy.outgoing.mids(self.next_mid).filter(|(_, open)| !open.is_held);
         let mids: Vec<_> = in_flight.map(|(mid, _)| mid).collect();
@@ -16,8 +20,7 @@ impl Line {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
             // Not 0: what left before gives no round trip.
             open.transmissions = open.transmissions.min(1);
-            open.due = Time::NEVER;
-            busy.ready.push_back(Ready::Confirmable(mid));
+            busy.outgoing.lose(self.next_mid, mid);
         }
     }
 

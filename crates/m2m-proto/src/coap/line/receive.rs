@@ -131,7 +131,7 @@ impl Line {
                     // RFC 8516 section 3: to go on as before would only be refused again.
                     busy.congestion.lost(cx.now, open.last_sent);
                 } else {
-                    busy.congestion.acknowledged(open.last_sent, cx.config.window);
+                    busy.congestion.acknowledged(cx.now, open.last_sent, cx.config.window);
                 }
                 cx.pool.give(open.bytes);
                 open.first_packet
@@ -165,7 +165,7 @@ impl Line {
             return self.accept_response(cx, message).unwrap_or(unmatched);
         }
         let Some(open) = busy.outgoing.close(self.next_mid, mid) else { return unmatched };
-        busy.congestion.acknowledged(open.last_sent, cx.config.window);
+        busy.congestion.acknowledged(cx.now, open.last_sent, cx.config.window);
         let answered = open.first_packet;
         match purpose {
             Purpose::Request(token) => busy.acknowledged(token, open.bytes, cx.pool),
