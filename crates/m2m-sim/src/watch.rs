@@ -53,6 +53,8 @@ struct Account {
     received: usize,
     sent: usize,
     is_trusted: bool,
+    /// It was sent a RESP: what confirms a handshake may come from there (section 10.2).
+    was_answered: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,6 +104,7 @@ impl Watch {
         let account = self.accounts.entry((index, to)).or_default();
         account.sent += bytes.len();
         account.is_trusted |= bytes.first() == Some(&INIT);
+        account.was_answered |= bytes.first() == Some(&RESP);
         if !account.is_trusted && account.sent > account.received {
             let Account { sent, received, .. } = *account;
             self.violation(
@@ -142,6 +145,7 @@ impl Watch {
             && proves
         {
             // From elsewhere it proves nothing of that place: it may be asked, with three times as much (section 10.2).
+            account.is_trusted |= account.was_answered;
             account.received += if from == sender { 0 } else { ROAMING_CREDIT * bytes.len() };
             self.accounts.entry((index, sender)).or_default().is_trusted = true;
         }
