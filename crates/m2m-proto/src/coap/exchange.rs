@@ -53,7 +53,7 @@ impl Default for LineConfig {
             max_waiting: 256,
             max_waiting_bytes: 256 * 1024,
             max_requests: 1024,
-            max_incoming: 256,
+            max_incoming: MID_WINDOW,
             max_answers: MID_WINDOW,
             max_answer_bytes: 64 * 1024,
             answer_lifetime: Duration::from_secs(247),

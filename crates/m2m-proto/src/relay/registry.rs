@@ -82,6 +82,13 @@ impl Registry {
         }
     }
 
+    /// An epoch that lies in the future of a clock that was set back since counts as this one.
+    pub fn lower_epoch(&mut self, id: &Id, most: Epoch) {
+        if let Some(there) = self.bindings.get_mut(id) {
+            there.epoch = there.epoch.min(most);
+        }
+    }
+
     /// True if this id is registered, or could be.
     pub fn has_room(&self, id: &Id) -> bool {
         self.bindings.len() < self.capacity || self.bindings.contains_key(id)
