@@ -41,8 +41,8 @@ check prove TTTFFF
 check prove FFFFFF prove=broken/no_prove
 check prove FFFFFF prove=broken/prove_not_bound
 check prove TTTFFF prove=broken/prove_without_hash
-check resume FTFFFF
-check resume TTTFFF resume=proposed/resume_bound
+check resume TTTFFF
+check resume FTFFFF resume=broken/resume_bearer
 check resume FFFFFF resume=broken/resume_without_tag
 check rekey TTTTFFF
 check rekey FFTTFFF next_root=broken/no_dh_in_rekey

@@ -9,7 +9,7 @@ use core::ops::Range;
 
 use handshake::Established;
 pub use keys::OpenError;
-use keys::{DhShared, OpenKey, Role, Root, SealKey, ShortHeader, Suite};
+use keys::{DhShared, OpenKey, ResumeKey, Role, Root, SealKey, ShortHeader, Suite};
 use pn::Pn;
 use replay::{Verdict, Window};
 use subtle::ConstantTimeEq;
@@ -97,7 +97,7 @@ enum Other {
         /// The peer has sealed in the present generation.
         peer_follows: bool,
         /// What it names if it opens the session anew before it has.
-        resume_tag: [u8; 8],
+        resume_key: ResumeKey,
     },
 }
 
@@ -294,20 +294,22 @@ impl Secure {
         self.peer_token
     }
 
-    /// Whether a session that names this tag means to take this one over; compared in constant time.
-    pub fn has_resume_tag(&self, tag: &[u8; 8]) -> bool {
+    /// Whether a session of this handshake hash that names this tag means to take this one over; compared in constant
+    /// time.
+    pub fn has_resume_tag(&self, tag: &[u8; 8], hash: &[u8; 32]) -> bool {
         let other = match self.other.as_deref() {
             // The peer may be a generation ahead of us, or behind.
-            Some(Other::Next(next)) => next.root.resume_tag(),
-            Some(Other::Previous { resume_tag, .. }) => *resume_tag,
-            None => self.root.resume_tag(),
+            Some(Other::Next(next)) => Some(next.root.resume_key()),
+            Some(Other::Previous { resume_key, .. }) => Some(resume_key.clone()),
+            None => None,
         };
-        (self.root.resume_tag().ct_eq(tag) | other.ct_eq(tag)).into()
+        let is_it = |key: ResumeKey| bool::from(key.tag(hash).ct_eq(tag));
+        is_it(self.root.resume_key()) || other.is_some_and(is_it)
     }
 
-    /// What a session that takes this one over will name (protocol, section 9).
-    pub fn resume_tag(&self) -> [u8; 8] {
-        self.root.resume_tag()
+    /// What a session that takes this one over will prove itself with (protocol, section 9).
+    pub fn resume_key(&self) -> ResumeKey {
+        self.root.resume_key()
     }
 
     fn after(&self, role: Role, fresh: &DhShared, secret_set: Option<&[u8]>) -> Generation {
@@ -326,9 +328,9 @@ impl Secure {
 
     fn begin_generation(&mut self, next: Generation, peer_follows: bool) {
         let open = core::mem::replace(&mut self.open, next.open);
-        let resume_tag = self.root.resume_tag();
+        let resume_key = self.root.resume_key();
         (self.root, self.seal) = (next.root, next.seal);
-        self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_tag }));
+        self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_key }));
         self.generation = self.next_generation();
         self.failed = 0;
         self.first_pn = self.next_pn;
@@ -464,7 +466,7 @@ mod tests {
         b.prepare(Role::Responder, &shared(2), Some(b"by hand"));
         a.switch(Role::Initiator, &shared(2), Some(b"by hand"));
         assert!(b.open(&mut packet(a)).is_ok());
-        assert_eq!(a.resume_tag(), b.resume_tag());
+        assert_eq!(a.resume_key().tag(&[9; 32]), b.resume_key().tag(&[9; 32]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `m2m demo`: a host, two devices and an app in one process, on real loopback sockets.
+//! `m2m demo`: hosts, devices and an app in one process, on real loopback sockets.
 //!
 //! ```text
 //!  app (id 4) ──── host (id 1) ──┬── lamp (id 2)
@@ -7,7 +7,9 @@
 mod outage;
 mod refusals;
 mod stage;
+mod survival;
 mod talks;
+mod wire;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -48,6 +50,7 @@ async fn tell(stage: &mut Stage, folder: &Path) -> Result<(), Stopped> {
     let mut cast = gather(stage, keys).await?;
     talks::tell(stage, &mut cast).await?;
     refusals::tell(stage, &cast).await?;
+    survival::tell(stage, &cast).await?;
     outage::tell(stage, cast).await
 }
 

@@ -1,6 +1,6 @@
 //! Starting, stopping, and what happens when a host dies.
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::world::{Running, World};
 
@@ -53,8 +53,13 @@ fn a_device_returns_to_a_host_that_was_killed() {
     assert_eq!(host.end(), None);
 
     let host = world.host_at(&address);
-    device.wait_for_within("host_connected", Duration::from_secs(60));
-    assert_eq!(world.app(&host, &["send", "2", "after"]).ok(), "after\n");
+    // The device's session with the host is opened anew under its old handle: nothing is told there, it just works.
+    let start = Instant::now();
+    let is_back = || world.app(&host, &["send", "2", "after"]).stdout == "after\n";
+    while !is_back() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it did not come back: {}", device.words());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 #[test]
@@ -138,7 +143,7 @@ fn the_demo_holds() {
     let world = World::new();
     let demo = world.run(&["demo", "--json"]);
     let steps = demo.objects();
-    assert!(steps.len() >= 12, "{demo:?}");
+    assert!(steps.len() >= 29, "{demo:?}");
     for step in &steps {
         assert_eq!(step["ok"], true, "{step}");
         assert!(step["step"].is_string() && step["ms"].is_u64(), "{step}");

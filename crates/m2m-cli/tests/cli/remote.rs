@@ -56,7 +56,7 @@ fn the_counters_are_words_for_people() {
     assert!(lines[1].starts_with("m2m: datagrams in 0, datagrams out 0, "), "{lines:?}");
     assert_eq!(lines[2], "m2m: handshakes 0, cookies 0, hints 0, recoveries 0, rekeys 0, moves 0");
     assert!(lines[3].starts_with("m2m: dropped: malformed 0, version 0, kind 0, not mine 0, "), "{lines:?}");
-    assert!(lines[3].ends_with("hop limit 0, output full 0"), "{lines:?}");
+    assert!(lines[3].contains(", hop limit 0, output full 0"), "{lines:?}");
 }
 
 #[test]

@@ -206,10 +206,11 @@ impl Outgoing {
 
     /// Notes that a message in flight was lost: it leaves again before others leave for the first time.
     pub(super) fn lose(&mut self, next: Mid, mid: Mid) {
-        let Some(open) = self.get_mut(next, mid).filter(|open| !open.is_lost) else { return };
-        open.is_lost = true;
+        let Some(open) = self.get_mut(next, mid) else { return };
         open.due = Time::NEVER;
-        self.lost += 1;
+        if !core::mem::replace(&mut open.is_lost, true) {
+            self.lost += 1;
+        }
     }
 
     /// The oldest message that was lost, which leaves again now.

@@ -189,7 +189,7 @@ impl Net {
             roaming: None,
             opener: None,
             tails: None,
-            resumed: None,
+            was_remembered: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

@@ -112,12 +112,11 @@ impl Net {
 
     /// The first packet of a session that a peer opened: it stands, or goes on as the one that it names.
     fn first_packet(&mut self, now: Time, id: SessionId, origin: Origin, plain: &[u8]) -> SessionId {
-        let named = Net::resume_named(plain).and_then(|tag| Some((self.resumed_by(id, &tag)?, tag)));
-        let Some((old, tag)) = named else {
+        let Some((old, is_by_first)) = self.resumed_by(id, plain) else {
             self.confirm(now, id, origin);
             return id;
         };
-        self.take_over(now, old, id, origin, tag);
+        self.take_over(now, old, id, origin, is_by_first);
         old
     }
 
@@ -193,8 +192,8 @@ impl Net {
 
     fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
         match *frame {
-            Frame::Confirm { resume, .. } => self.on_confirm(id, resume),
-            Frame::Resumed { remembered } => self.on_resumed(now, id, remembered),
+            Frame::Confirm { resume, .. } => self.on_confirm(now, id, resume),
+            Frame::Resumed { remembered, mem } => self.on_resumed(now, id, remembered, mem),
             Frame::Pad | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),

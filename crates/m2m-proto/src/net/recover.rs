@@ -9,8 +9,6 @@
 //! Nothing old is given up before RESP: whoever forges a hint on the path costs one handshake in five seconds.
 use alloc::{boxed::Box, vec::Vec};
 
-use subtle::ConstantTimeEq;
-
 use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
@@ -24,7 +22,7 @@ use crate::{
     session::{
         Secure, handshake,
         handshake::Established,
-        keys::{PairKey, Role},
+        keys::{PairKey, ResumeKey, Role},
     },
     stats::Drop,
     time::{Duration, Time},
@@ -46,6 +44,8 @@ const SILENT_RTOS: u32 = 3;
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
 /// So long a direct session is not given up: time for two handshakes, on a path that loses much.
 const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
+/// Sessions that one CONFIRM may name at most.
+const MAX_TAGS: usize = 4;
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
 const TAILS: usize = 16;
 
@@ -57,8 +57,28 @@ pub(crate) struct Opener {
     /// When a handshake was started last; never yet.
     tried: Option<Time>,
     attempt: Option<Attempt>,
-    /// The tag of the session before, until the peer has said whether it remembers.
-    resume: Option<[u8; 8]>,
+    /// The session before, until the peer has said whether it remembers.
+    pub(super) resume: Option<Resume>,
+}
+
+/// What a session was before its last handshake, and before those that the peer never answered: any of them may be
+/// what the peer knows it as.
+#[derive(Default)]
+pub(crate) struct Resume {
+    keys: Vec<ResumeKey>,
+    /// For the present handshake.
+    pub(super) tags: Vec<[u8; 8]>,
+}
+
+impl Resume {
+    fn name(&mut self, key: ResumeKey, hash: &[u8; 32]) {
+        if self.keys.len() == MAX_TAGS {
+            // The first stays: it has the most to lose.
+            self.keys.remove(1);
+        }
+        self.keys.push(key);
+        self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
+    }
 }
 
 struct Attempt {
@@ -119,9 +139,9 @@ impl Session {
         self.opener.as_ref().is_some_and(|opener| opener.attempt.is_some())
     }
 
-    /// The tag to name in CONFIRM: the peer hasn't said yet whether it remembers the session.
-    pub(super) fn resume(&self) -> Option<[u8; 8]> {
-        self.opener.as_ref()?.resume
+    /// What to name in CONFIRM: the peer hasn't said yet whether it remembers the session.
+    pub(super) fn resume(&self) -> Option<&Resume> {
+        self.opener.as_ref()?.resume.as_ref()
     }
 
     /// A question was repeated as often as makes sense, and is due once more.
@@ -325,9 +345,10 @@ impl Net {
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
         let only_one = attempt.connecting.sent == 1;
         let rtt = only_one.then(|| now.since(attempt.connecting.first_sent));
-        // Until the peer has answered it knows the session by the tag that was named first.
-        let tag = session.secure.as_ref().map(|secure| secure.resume_tag());
-        opener.resume = opener.resume.or(tag);
+        if let Some(secure) = &session.secure {
+            let resume = opener.resume.get_or_insert_default();
+            resume.name(secure.resume_key(), established.hash());
+        }
         opener.attempt = None;
         session.path = path;
         if let Some(rtt) = rtt {
@@ -335,9 +356,8 @@ impl Net {
         }
         self.stats.recoveries += 1;
         self.install(now, id, resp.stoken, &established);
-        let memory = Duration::from_secs(u64::from(established.resp.mem_s));
-        if let Some((session, mut cx)) = self.line_of(now, id) {
-            session.line.renewed(&mut cx, memory);
+        if let Some(session) = self.table.get_mut(id) {
+            session.line.renewed();
             session.confirmed = false;
             session.max_udp = super::max_udp(established.resp.max_udp);
             let next_s = super::timers::next_s(session);
@@ -358,24 +378,25 @@ impl Net {
         self.table.index_peer_token(id);
     }
 
-    /// What the first packet of a session names to go on with.
-    pub(super) fn resume_named(plain: &[u8]) -> Option<[u8; 8]> {
-        elements(plain).ok()?.find_map(|element| match element {
+    /// The session of this net that a new one means to go on with, which names it by one of the tags in its first
+    /// packet; and whether that was the first of them.
+    pub(super) fn resumed_by(&self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
+        let fresh = self.table.get(new)?;
+        let State::HalfOpen(half_open) = &fresh.state else { return None };
+        let tags = elements(plain).ok()?.filter_map(|element| match element {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
-        })
-    }
-
-    /// The session of this net that a new one means to go on with: by its keys, or by what it named itself, in case
-    /// the initiator never had an answer to that.
-    pub(super) fn resumed_by(&self, new: SessionId, tag: &[u8; 8]) -> Option<SessionId> {
-        let peer = self.table.get(new)?.peer;
-        let is_meant = |session: &Session| {
-            let has_named = session.resumed.is_some_and(|(named, _)| bool::from(named.ct_eq(tag)));
-            let has_tag = session.secure.as_ref().is_some_and(|secure| secure.has_resume_tag(tag));
-            session.is_up() && session.role == Role::Responder && (has_named || has_tag)
-        };
-        self.table.of_peer(peer).find(|(_, session)| is_meant(session)).map(|(id, _)| id)
+        });
+        for (n, tag) in tags.take(MAX_TAGS).enumerate() {
+            let is_meant = |session: &Session| {
+                let secure = session.secure.as_ref().filter(|_| session.role == Role::Responder);
+                session.is_up() && secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
+            };
+            if let Some((id, _)) = self.table.of_peer(fresh.peer).find(|(_, session)| is_meant(session)) {
+                return Some((id, n == 0));
+            }
+        }
+        None
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
@@ -386,16 +407,16 @@ impl Net {
         old: SessionId,
         new: SessionId,
         origin: Origin,
-        tag: [u8; 8],
+        is_by_first: bool,
     ) {
         let Some(fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
         self.table.add_token(old, fresh.own_token);
         self.table.replace_token(old, fresh.own_token);
-        let Some((session, mut cx)) = self.line_of(now, old) else { return };
-        // The same tag again: the answer was lost, and still holds.
-        if session.resumed.is_none_or(|(named, _)| named != tag) {
-            session.resumed = Some((tag, true));
+        let Some(session) = self.table.get_mut(old) else { return };
+        // Named by a later tag it goes on from a handshake whose RESUMED was lost: that answer still holds.
+        if is_by_first || session.was_remembered.is_none() {
+            session.was_remembered = Some(true);
         }
         session.secure = fresh.secure;
         session.path = origin.path();
@@ -403,7 +424,7 @@ impl Net {
         session.proof = fresh.proof;
         session.control.once.clear();
         session.start_over(now);
-        session.line.taken_over(&mut cx);
+        session.line.taken_over();
         let peer = session.peer;
         self.table.index_peer_token(old);
         self.stats.recoveries += 1;
@@ -412,11 +433,12 @@ impl Net {
     }
 
     /// The initiator wants to know whether its session was remembered.
-    pub(super) fn on_confirm(&mut self, id: SessionId, resume: Option<[u8; 8]>) {
+    pub(super) fn on_confirm(&mut self, now: Time, id: SessionId, resume: Option<[u8; 8]>) {
+        let mem = self.mem(now);
         let Some(session) = self.table.get_mut(id) else { return };
-        if let Some(tag) = resume.filter(|_| session.role == Role::Responder) {
-            let (_, remembered) = *session.resumed.get_or_insert((tag, false));
-            let answer = Frame::Resumed { remembered };
+        if resume.is_some() && session.role == Role::Responder {
+            let remembered = *session.was_remembered.get_or_insert(false);
+            let answer = Frame::Resumed { remembered, mem };
             if !session.control.once.contains(&answer) {
                 session.control.once(answer);
             }
@@ -424,20 +446,16 @@ impl Net {
     }
 
     /// The responder says whether it remembers.
-    pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool) {
+    pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool, mem: u32) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
-        if session.is_unproven() {
-            // Only the pinned device can know. It says it again.
-            return;
-        }
-        let asked = session.opener.as_mut().and_then(|opener| opener.resume.take());
-        if asked.is_none() {
-            return;
-        }
+        let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
         if remembered {
             session.line.remembered();
         } else {
-            session.line.forgotten(&mut cx);
+            // Of several handshakes without an answer one may have come up, and be remembered apart.
+            let is_certain = resume.keys.len() == 1;
+            let memory = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
+            session.line.forgotten(&mut cx, memory);
         }
         let (peer, is_own) = (session.peer, session.host.is_some());
         self.tell_line_events(id, None);

@@ -122,8 +122,8 @@ pub(crate) struct Session {
     pub(crate) opener: Option<Box<Opener>>,
     /// Of packets that left lately, while an answer may be missing.
     pub(crate) tails: Option<Box<Tails>>,
-    /// Responder: the tag that its initiator named, and whether the session of that tag was there.
-    pub(crate) resumed: Option<([u8; 8], bool)>,
+    /// Responder: whether the session that its initiator named was there, if it named one.
+    pub(crate) was_remembered: Option<bool>,
     /// When the peer's last request came.
     pub(crate) last_request: Time,
     /// The device that the peer has to be.

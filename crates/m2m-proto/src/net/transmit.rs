@@ -91,7 +91,7 @@ impl Net {
         let confirm = session.role == Role::Initiator
             && (!session.confirmed || session.resume().is_some())
             && has_more(session, &mut cx);
-        let (open, resume) = (session.is_open(), session.resume());
+        let open = session.is_open();
         let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
         let Some(secure) = session.secure.as_mut() else { return false };
@@ -102,7 +102,12 @@ impl Net {
         let pn = secure.next_pn().0;
         let mut plain = PlainWriter::new(&mut buffer, exit.room);
         if confirm {
-            plain.push_frame(&Frame::Confirm { mem, resume });
+            match session.opener.as_ref().and_then(|opener| opener.resume.as_ref()) {
+                Some(resume) => resume.tags.iter().for_each(|tag| {
+                    plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
+                }),
+                None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
+            }
         }
         let fresh = plain.count();
         if confirm {
@@ -130,9 +135,8 @@ impl Net {
             self.recycle(buffer);
             return goes_on;
         }
-        while plain.len() < PING_ROOM && pinged {
-            plain.push_frame(&Frame::Pad);
-        }
+        // On a candidate path there may be no room for it.
+        while plain.len() < PING_ROOM && pinged && plain.push_frame(&Frame::Pad) {}
         secure.seal(&mut buffer);
         session.remember_tail(&buffer);
         if exit.is_candidate {
@@ -335,9 +339,15 @@ pub(super) fn room_on(session: &Session, path: Path) -> usize {
 
 /// True if there is anything that CONFIRM could go along with.
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
+    let patience = super::timers::patience(session.line.rto(cx.config));
     !session.control.once.is_empty()
-        || session.control.asks.iter().any(|ask| ask.due <= cx.now)
+        || session.control.asks.iter().any(|ask| is_due(ask, cx.now, patience))
         || session.is_open() && session.line.poll_message(cx).is_some()
+}
+
+/// What nobody answered in time is not asked again, should a packet come before the timer that ends it.
+fn is_due(ask: &Asking, now: Time, patience: Duration) -> bool {
+    ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience)
 }
 
 /// What some frames are made of.
@@ -381,9 +391,7 @@ fn push_control(
         return pinged;
     }
     let patience = super::timers::patience(rto);
-    // What nobody answered in time is not asked again, should a packet come before the timer that ends it.
-    let is_due = |ask: &&mut Asking| ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience);
-    for asking in control.asks.iter_mut().filter(is_due) {
+    for asking in control.asks.iter_mut().filter(|ask| is_due(ask, now, patience)) {
         if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
             return pinged;
         }

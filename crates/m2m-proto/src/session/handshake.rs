@@ -434,7 +434,10 @@ mod tests {
                 let (bytes, responder) = respond(dst, initiator.init(), suite);
                 let initiator = initiator.read_resp(&resp(&bytes)).unwrap();
                 assert_eq!(initiator.hash(), responder.hash());
-                assert_eq!(initiator.root().resume_tag(), responder.root().resume_tag());
+                assert_eq!(
+                    initiator.root().resume_key().tag(&[9; 32]),
+                    responder.root().resume_key().tag(&[9; 32])
+                );
                 assert_eq!((initiator.peer, responder.peer), (B, A));
                 assert_eq!((initiator.init, initiator.resp), (responder.init, responder.resp));
                 assert_eq!(initiator.resp, resp_fields(suite));
@@ -591,7 +594,10 @@ mod tests {
             assert_eq!(peer.read_message(&bytes[40..], &mut text).unwrap(), RespPayload::LEN);
             assert_eq!(*peer.get_handshake_hash(), responder.hash()[..]);
             let (forth, back) = peer.dangerously_get_raw_split();
-            assert_eq!(Root::from_split(&forth, &back).resume_tag(), responder.root().resume_tag());
+            assert_eq!(
+                Root::from_split(&forth, &back).resume_key().tag(&[9; 32]),
+                responder.root().resume_key().tag(&[9; 32])
+            );
         }
     }
 }

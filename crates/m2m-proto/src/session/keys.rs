@@ -218,9 +218,22 @@ impl Root {
         &self.0
     }
 
-    /// What a new session names to take over from the one with this root.
-    pub fn resume_tag(&self) -> [u8; 8] {
-        *expand(&self.0, &[b"m2m/1 resume"])
+    /// What proves that a new session goes on with the one that has this root.
+    pub fn resume_key(&self) -> ResumeKey {
+        ResumeKey(*expand(&self.0, &[b"m2m/1 resume"]))
+    }
+}
+
+/// Proves, in a new session, that its initiator was the initiator of an older one (protocol, section 9).
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct ResumeKey([u8; 32]);
+
+impl ResumeKey {
+    /// The tag that names the older session in the newer one of this handshake hash. In another session it proves
+    /// nothing: whoever is shown it, as the peer's net key lets him be, can't show it to the peer.
+    pub fn tag(&self, hash: &[u8; 32]) -> [u8; 8] {
+        let [tag @ .., _, _, _, _, _, _, _, _] = mac16(&self.0, &[hash]);
+        tag
     }
 }
 
@@ -300,7 +313,8 @@ mod tests {
         assert_ne!(next.0, root.next(&shared(4), None).0);
         assert_ne!(next.0, root.next(&shared(3), Some(b"by hand")).0);
         assert_ne!(next.0, Root::from_split(&[1; 32], &[1; 32]).next(&shared(3), None).0);
-        assert_ne!(next.resume_tag(), root.resume_tag());
+        assert_ne!(next.resume_key().tag(&[5; 32]), root.resume_key().tag(&[5; 32]));
+        assert_ne!(root.resume_key().tag(&[5; 32]), root.resume_key().tag(&[6; 32]));
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum Frame<'a> {
     Resumed {
         /// The session of that tag was there, and goes on under the new keys.
         remembered: bool,
+        /// For how many seconds the sender's memory of requests is complete.
+        mem: u32,
     },
     /// Asks whether the address that it is sent to takes packets.
     PathChallenge([u8; 8]),

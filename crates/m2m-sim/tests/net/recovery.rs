@@ -246,7 +246,7 @@ fn a_device_is_registered_again_at_once_when_its_host_has_forgotten() {
     // Whatever they send next finds it out.
     for net in [device, app] {
         world.command(net, |machine, now| {
-            machine.lookup(now, World::id(2), RequestId(9), now + SECOND).unwrap()
+            machine.lookup(now, World::id(2), RequestId(9), now + SECOND).unwrap();
         });
     }
     world.run(Duration::from_millis(200));

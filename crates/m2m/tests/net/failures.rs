@@ -71,7 +71,7 @@ async fn configurations_that_cannot_work_are_refused() {
 }
 
 #[tokio::test]
-async fn ipv6_works_where_it_is() {
+async fn b25_ipv6_works_where_it_is() {
     let loopback = "[::1]:0".parse().unwrap();
     let b = match Net::builder(id(2), key(2)).bind(loopback).open().await {
         Ok(net) => net,

@@ -64,7 +64,7 @@ async fn a_host_is_known_by_its_address_alone() {
 }
 
 #[tokio::test]
-async fn a_host_s_name_is_looked_up() {
+async fn b25_a_host_s_name_is_looked_up() {
     let host = server(1).await;
     let named = format!("1@localhost:{}", host.local_addr().port()).parse().unwrap();
     let a = builder(2).host(named, key(1)).open().await.unwrap();
@@ -72,7 +72,7 @@ async fn a_host_s_name_is_looked_up() {
 }
 
 #[tokio::test]
-async fn an_unknown_name_does_not_keep_a_net_from_opening() {
+async fn b25_an_unknown_name_does_not_keep_a_net_from_opening() {
     let named = "1@no-such-host.invalid".parse().unwrap();
     let a = soon(builder(2).host(named, key(1)).open()).await.unwrap();
     assert!(!matches!(a.host(), HostState::Connected { .. } | HostState::None));

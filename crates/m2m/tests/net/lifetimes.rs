@@ -96,7 +96,7 @@ async fn a_request_that_is_dropped_harms_no_other() {
 }
 
 #[tokio::test]
-async fn the_last_handle_closes_a_net() {
+async fn b18_the_last_handle_closes_a_net_and_frees_its_port() {
     let (a, b, session) = pair().await;
     let address = a.local_addr();
     let clone = a.clone();

@@ -2,6 +2,7 @@
 mod fixture;
 
 mod failures;
+mod flaws;
 mod hosts;
 mod keys;
 mod lifetimes;

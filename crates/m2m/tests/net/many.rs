@@ -49,7 +49,7 @@ async fn fifty_sessions_between_one_pair() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_requests_at_once() {
+async fn b21_two_hundred_requests_at_once() {
     let (_a, _b, session) = pair().await;
     let mut asking = JoinSet::new();
     for n in 0..200 {

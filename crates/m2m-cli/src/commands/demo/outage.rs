@@ -1,16 +1,48 @@
 //! The demo's end: the host goes away and returns, and everybody leaves.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use m2m::{HostState, Net, Peer};
+use m2m::names::Endpoint;
+use m2m::{HostState, Net, Peer, Router, Session};
 
 use super::stage::{Stage, Stopped, Told, expected, same};
-use super::{Cast, say, start_host};
+use super::{Cast, id, lamp_router, say, start_device, start_host};
 
 pub(super) async fn tell(stage: &mut Stage, mut cast: Cast) -> Result<(), Stopped> {
+    let pair = stage.step("two nets know a second host (id 8)", second_host(&cast)).await?;
     stage.step("the host goes away", lose_host(&cast)).await?;
+    stage.step("the second host takes over", take_over(&cast, pair)).await?;
     cast.host = stage.step("the host returns", return_host(&cast)).await?;
     stage.step("the lamp registers again, untouched", back_again(&cast)).await?;
     stage.step("everybody leaves", leave(&cast)).await
+}
+
+/// Two nets that name a second host, that host, and their session.
+struct Pair {
+    standby: Net,
+    asker: Net,
+    answerer: Net,
+    session: Session,
+}
+
+async fn second_host(cast: &Cast) -> Told<Pair> {
+    let standby = cast.keys.net(8, &cast.keys.host).server(true).open().await.map_err(expected("a host"))?;
+    let at_standby = Endpoint {
+        id: Some(id(8)),
+        host: standby.local_addr().ip().to_string(),
+        port: standby.local_addr().port(),
+    };
+    let net = |number| {
+        let net = cast.keys.net(number, &cast.keys.lamp).host(cast.at_host.clone(), cast.keys.host.clone());
+        net.host(at_standby.clone(), cast.keys.host.clone())
+    };
+    let (asker, _) = start_device(net(9), Router::new()).await?;
+    let (answerer, _) = start_device(net(10), lamp_router()).await?;
+    let session = asker.connect(second(cast)).await.map_err(expected("a session"))?;
+    same("the answer", "lamp heard hello", &say(&session, "hello").await?)?;
+    Ok((
+        Pair { standby, asker, answerer, session },
+        "9 and a register with the first, host 1, and talk through it".into(),
+    ))
 }
 
 async fn lose_host(cast: &Cast) -> Told<()> {
@@ -20,6 +52,31 @@ async fn lose_host(cast: &Cast) -> Told<()> {
         HostState::Disconnected { why } => Ok(((), format!("the lamp knows it ({why}), and keeps trying"))),
         state => Err(format!("expected the lamp to miss its host, came {state:?}")),
     }
+}
+
+fn second(cast: &Cast) -> Peer {
+    Peer::id(id(10)).key(cast.keys.lamp.clone())
+}
+
+async fn take_over(cast: &Cast, pair: Pair) -> Told<()> {
+    let Pair { standby, asker, answerer, session } = pair;
+    let start = Instant::now();
+    let is_there = |state: &HostState| matches!(state, HostState::Connected { host, .. } if *host == id(8));
+    wait_for(&asker, is_there).await?;
+    wait_for(&answerer, is_there).await?;
+    let fresh = asker.connect(second(cast)).await.map_err(expected("a session"))?;
+    same("the answer", "lamp heard new here?", &say(&fresh, "new here?").await?)?;
+    same("the answer", "lamp heard still you?", &say(&session, "still you?").await?)?;
+    let ms = start.elapsed().as_millis();
+    asker.shutdown().await;
+    answerer.shutdown().await;
+    standby.shutdown().await;
+    Ok((
+        (),
+        format!(
+            "within {ms} ms both are registered there; a new session and the one from before go through it"
+        ),
+    ))
 }
 
 async fn return_host(cast: &Cast) -> Told<Net> {

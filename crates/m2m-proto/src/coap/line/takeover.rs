@@ -1,10 +1,11 @@
 //! How a line goes on in a new session with the same peer (protocol, section 9).
 //!
 //! ```text
-//!  renewed ─┬─ may leave at once: what never left, what may run twice, what the peer must still remember
+//!  renewed ─┬─ leaves at once: what never left, what may run twice
 //!           └─ held: the rest, and responses and notifications of ours
 //!  then one of:  remembered ── held messages leave, with the same Message IDs and tokens
-//!                forgotten  ── held requests fail, the peer's requests are void, its Message IDs start anew
+//!                forgotten  ── held requests leave if they can't have run, or fail; the peer's requests are void, its
+//!                              Message IDs start anew
 //! ```
 use super::{
     super::{
@@ -17,7 +18,7 @@ use super::{
     Line,
     busy::{Busy, Ready},
 };
-use crate::time::{Duration, Time};
+use crate::time::Duration;
 use alloc::vec::Vec;
 
 impl Line {
@@ -28,28 +29,22 @@ impl Line {
         }
     }
 
-    /// The session has new keys, and the peer hasn't said yet whether it remembers this line. `memory` is for how long
-    /// its memory of requests is complete: what left first within that time has not run without its remembering it.
-    pub fn renewed(&mut self, cx: &mut Context<'_>, memory: Duration) {
-        self.take_back(cx, |open, is_repeatable, now| {
-            let may_leave = match open.purpose {
-                Purpose::Request(_) => {
-                    open.transmissions == 0 || is_repeatable || now.since(open.first_sent) <= memory
-                }
-                Purpose::Response | Purpose::Notification(_) => false,
-            };
-            !may_leave
+    /// The session has new keys, and the peer hasn't said yet whether it remembers this line.
+    pub fn renewed(&mut self) {
+        self.take_back(|open, is_repeatable| match open.purpose {
+            Purpose::Request(_) => open.transmissions > 0 && !is_repeatable,
+            Purpose::Response | Purpose::Notification(_) => true,
         });
     }
 
     /// The session has new keys, and the peer remembers this line: all that is in flight leaves again.
-    pub fn taken_over(&mut self, cx: &mut Context<'_>) {
-        self.take_back(cx, |_, _, _| false);
+    pub fn taken_over(&mut self) {
+        self.take_back(|_, _| false);
     }
 
     /// What left under the old keys is in flight no longer: it is held, or leaves again with the same Message ID and
     /// token. Packet numbers of the old session mean nothing any more.
-    fn take_back(&mut self, cx: &mut Context<'_>, is_held: impl Fn(&Open, bool, Time) -> bool) {
+    fn take_back(&mut self, is_held: impl Fn(&Open, bool) -> bool) {
         let Some(busy) = &mut self.busy else { return };
         busy.is_patient = false;
         let mut ready = core::mem::take(&mut busy.ready);
@@ -63,7 +58,7 @@ impl Line {
         for mid in mids {
             let Some(is_repeatable) = busy.outgoing.is_repeatable(self.next_mid, mid) else { continue };
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { continue };
-            open.is_held = is_held(open, is_repeatable, cx.now);
+            open.is_held = is_held(open, is_repeatable);
             open.first_packet = None;
             // Not 0: what left before gives no round trip.
             open.transmissions = open.transmissions.min(1);
@@ -89,14 +84,22 @@ impl Line {
     }
 
     /// The peer has forgotten: what was held and must not run twice fails, what was acknowledged is sent as if for the
-    /// first time if it may, and the peer's own requests are void.
-    pub fn forgotten(&mut self, cx: &mut Context<'_>) {
+    /// first time if it may, and the peer's own requests are void. For `memory` back from now the peer remembers all
+    /// requests that it took: what first left within that time was not one of them.
+    pub fn forgotten(&mut self, cx: &mut Context<'_>, memory: Duration) {
         self.ring = Ring::default();
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::NonConfirmable { request: None, .. }));
         busy.incoming = Incoming::default();
         busy.outgoing.drop_waiting_responses(cx.pool);
         for mid in busy.held(self.next_mid) {
+            if let Some(open) = busy.outgoing.get_mut(self.next_mid, mid)
+                && matches!(open.purpose, Purpose::Request(_))
+                && cx.now.since(open.first_sent) < memory
+            {
+                open.is_held = false;
+                continue;
+            }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { continue };
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::PeerForgot, cx.pool);

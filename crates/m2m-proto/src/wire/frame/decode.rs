@@ -36,7 +36,7 @@ fn session_frame<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Frame<'a>, FrameErr
             let resumes = r.u8()? & 1 != 0;
             Frame::Confirm { mem: r.u32()?, resume: if resumes { Some(*r.array()?) } else { None } }
         }
-        kind::RESUMED => Frame::Resumed { remembered: r.u8()? & 1 != 0 },
+        kind::RESUMED => Frame::Resumed { remembered: r.u8()? & 1 != 0, mem: r.u32()? },
         kind::PATH_CHALLENGE => Frame::PathChallenge(*r.array()?),
         kind::PATH_RESPONSE => Frame::PathResponse(*r.array()?),
         kind::REKEY => {

@@ -58,7 +58,7 @@ impl Material {
             kind::PING => Frame::Ping { req, next_s: self.number as u16 },
             kind::PONG => Frame::Pong { req, draining: self.flag, observed: self.address },
             kind::CONFIRM => Frame::Confirm { mem: self.number, resume: self.flag.then_some(data) },
-            kind::RESUMED => Frame::Resumed { remembered: self.flag },
+            kind::RESUMED => Frame::Resumed { remembered: self.flag, mem: self.number },
             kind::PATH_CHALLENGE => Frame::PathChallenge(data),
             kind::PATH_RESPONSE => Frame::PathResponse(data),
             kind::REKEY => {

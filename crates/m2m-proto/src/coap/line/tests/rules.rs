@@ -443,7 +443,7 @@ fn a_new_session_sends_again_what_was_in_flight() {
     b.drain(at(1));
     // The answer is lost with the session; both lines move to another.
     a.next_packet = 0;
-    a.with(at(100), |line, cx| line.taken_over(cx));
+    a.line.taken_over();
     let again = a.drain(at(100));
     assert_eq!([&again[0].1, &again[1].1], [&sent[0].1, &sent[1].1]);
     assert_eq!(b.receive(at(101), &again[0].1).outcome, Outcome::Repeated);
