@@ -159,7 +159,8 @@ pub struct Limits {
     pub queue_messages: usize,
     /// Bytes of them. Default 256 KiB.
     pub queue_bytes: usize,
-    /// Requests of one peer that the user has not answered yet; more are answered 4.29. Default 64.
+    /// Requests of one peer that the user has not answered yet; more are answered 4.29. Default 256: as many as
+    /// a peer of this kind can have on its way.
     pub open_incoming: usize,
     /// Bytes of cached answers per session. Default 64 KiB.
     pub answer_bytes: usize,
@@ -193,7 +194,7 @@ impl Default for Limits {
             error_rate: Rate::new(3, 6),
             queue_messages: 256,
             queue_bytes: 256 << 10,
-            open_incoming: 64,
+            open_incoming: crate::coap::line::MID_WINDOW,
             answer_bytes: 64 << 10,
             outputs: 4_096,
             claims_per_hour: 512,
