@@ -116,7 +116,7 @@ impl Net {
             self.confirm(now, id, origin);
             return id;
         };
-        self.take_over(now, old, id, origin, is_by_first);
+        self.take_over(now, old, id, is_by_first);
         old
     }
 

@@ -401,14 +401,9 @@ impl Net {
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
     /// its registration.
-    pub(super) fn take_over(
-        &mut self,
-        now: Time,
-        old: SessionId,
-        new: SessionId,
-        origin: Origin,
-        is_by_first: bool,
-    ) {
+    /// Its path stays too: where the packet came from is a candidate like any other (section 10.2), or who holds back
+    /// INIT and that packet and sends them on from elsewhere would lead the session there.
+    pub(super) fn take_over(&mut self, now: Time, old: SessionId, new: SessionId, is_by_first: bool) {
         let Some(fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
         self.table.add_token(old, fresh.own_token);
@@ -420,7 +415,6 @@ impl Net {
             _ => Memory::WHOLE,
         });
         session.secure = fresh.secure;
-        session.path = origin.path();
         session.max_udp = fresh.max_udp;
         session.proof = fresh.proof;
         session.control.once.clear();
