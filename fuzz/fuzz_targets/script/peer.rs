@@ -9,7 +9,8 @@ use std::{
 
 use m2m_proto::{
     event::{Event, IncomingId, SessionId},
-    net::{HostConfig, Route},
+    id::Id,
+    net::{ConnectOptions, HostConfig, Route},
     session::{
         Secure,
         handshake::{Established, Initiator},
@@ -45,8 +46,8 @@ struct Link {
     established: Established,
     /// Where the net sent its half of the handshake.
     home: SocketAddr,
-    /// It goes to the net behind the host.
-    is_relayed: bool,
+    /// It goes through another one, to the net behind a host, under this id.
+    behind: Option<Id>,
     asked: Option<(u32, DhSecret, Vec<u8>)>,
 }
 
@@ -68,7 +69,7 @@ struct Play {
     net: NetIndex,
     guest: Option<NetIndex>,
     links: Vec<Link>,
-    opening: Vec<(Initiator, SocketAddr, bool)>,
+    opening: Vec<(Initiator, SocketAddr, Option<Id>)>,
     /// INITs of the net's own, and where they came.
     inits: VecDeque<(SocketAddr, Vec<u8>)>,
     heard: VecDeque<Heard>,
@@ -137,7 +138,7 @@ impl Play {
         play.sessions.clear();
         match cast {
             0 => play.open(script),
-            1 => play.called(0),
+            1 => play.called(0, false),
             _ => play.join(),
         }
         if cast > 0 {
@@ -147,12 +148,14 @@ impl Play {
         play
     }
 
-    /// The net's user opens a session to the peer.
-    fn called(&mut self, n: usize) {
+    /// The net's user opens a session to the peer; it may insist on the peer's device key.
+    fn called(&mut self, n: usize, is_pinned: bool) {
         self.prove(address(n));
         let key = PeerKey::Net(World::key(OWN));
         let started = self.world.command(self.net, |machine, now| {
-            machine.connect(now, World::id(OWN), &key, Route::Direct(address(n)))
+            let pin = is_pinned.then(|| *say::device(OWN).public());
+            let options = ConnectOptions { pin };
+            machine.connect_with(now, World::id(OWN), &key, Route::Direct(address(n)), &options)
         });
         self.sessions.extend(started);
     }
@@ -180,6 +183,7 @@ impl Play {
             17 => self.confirm(script),
             18 => self.respond(script),
             19 => self.hint(script),
+            20 => self.register(script),
             _ => self.command(script),
         }
     }
@@ -215,7 +219,7 @@ impl Play {
                 sent += 1;
                 let account = self.accounts.entry(to).or_default();
                 account.sent += bytes.len();
-                self.take(to, bytes, false);
+                self.take(to, bytes, None);
                 let Account { sent, received, is_proven } = self.accounts[&to];
                 assert!(
                     is_proven || sent <= UNPROVEN * received,
@@ -232,14 +236,13 @@ impl Play {
     }
 
     /// What came for the peer, as it is or out of a RELAY.
-    fn take(&mut self, to: SocketAddr, mut bytes: Vec<u8>, is_relayed: bool) {
+    fn take(&mut self, to: SocketAddr, mut bytes: Vec<u8>, behind: Option<Id>) {
         match Packet::decode(&bytes) {
             Ok(Packet::Init(_)) => keep(&mut self.inits, (to, bytes)),
-            Ok(Packet::Resp(_) | Packet::Cookie(_)) => self.open_further(to, &bytes, is_relayed),
+            Ok(Packet::Resp(_) | Packet::Cookie(_)) => self.open_further(to, &bytes, behind),
             Ok(Packet::Short(_)) => {
                 self.last.clone_from(&bytes);
-                let opened =
-                    self.links.iter_mut().enumerate().filter(|(_, link)| link.is_relayed == is_relayed);
+                let opened = self.links.iter_mut().enumerate().filter(|(_, link)| link.behind == behind);
                 let opened =
                     opened.filter_map(|(n, link)| Some((n, link.secure.open(&mut bytes).ok()?))).next();
                 if let Some((link, range)) = opened {

@@ -14,7 +14,7 @@ use m2m_proto::{
 };
 use m2m_sim::World;
 
-use super::{Heard, Link, Play, Script, address};
+use super::{Heard, Link, OWN, Play, Script, address, say::device};
 
 impl Play {
     /// Answers one packet of the net's, the oldest or the newest, all elements of it in one packet.
@@ -30,7 +30,8 @@ impl Play {
                 Element::Message(message) => answer_message(message, status, &mut writer),
             }
         }
-        self.seal_and_send(4 * link + (how & 2) + (how & 0x30), &reply);
+        let from = if how & 2 == 0 { self.links[link].home } else { address(how / 16) };
+        self.say(link, from, &reply);
     }
 
     fn answer_frame(
@@ -77,6 +78,13 @@ impl Play {
                     Token::new(token).into_iter().for_each(|token| secure.label_with(token));
                 }
                 writer.push_frame(&Frame::Done { req, status: code })
+            }
+            Frame::ProveAsk { .. } => {
+                let device = device(if status < 192 { OWN } else { 1 });
+                let proof = device.prove(&established.peer_ephemeral, established.hash(), role);
+                proof.is_ok_and(|proof| {
+                    writer.push_frame(&Frame::Prove { public: &proof.public, mac: &proof.mac })
+                })
             }
             Frame::Unregister { req, .. } | Frame::NetKey { req, .. } => {
                 writer.push_frame(&Frame::Done { req, status: code })

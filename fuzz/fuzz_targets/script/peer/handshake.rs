@@ -24,35 +24,41 @@ impl Play {
         let (fields, from, ephemeral) = fields(script, World::id(1));
         let initiator = Initiator::start(&fields, &World::key(1).pair(fields.src, fields.dst), ephemeral);
         let init = *initiator.init();
-        self.remember(initiator, from, false);
+        self.remember(initiator, from, None);
         self.send(from, &init);
     }
 
-    /// INIT to the net behind the host, through the first session.
+    /// INIT to the net behind the host, or behind the peer if that is the host, through the first session.
     pub(super) fn open_behind(&mut self, script: &mut Script<'_>) {
-        let (fields, from, ephemeral) = fields(script, World::id(2));
-        let initiator = Initiator::start(&fields, &World::key(2).pair(fields.src, fields.dst), ephemeral);
+        let dst = self.behind();
+        let (fields, from, ephemeral) = fields(script, dst);
+        let pair = World::key(dst.0[15]).pair(fields.src, dst);
+        let initiator = Initiator::start(&fields, &pair, ephemeral);
         let init = *initiator.init();
-        self.remember(initiator, from, true);
-        self.wrap(from, &init);
+        self.remember(initiator, from, Some(fields.src));
+        self.wrap(from, fields.src, &init);
     }
 
-    fn remember(&mut self, initiator: Initiator, from: SocketAddr, is_relayed: bool) {
+    /// Whom a relayed packet is for.
+    pub(super) fn behind(&self) -> Id {
+        World::id(if self.guest.is_some() { 2 } else { 1 })
+    }
+
+    fn remember(&mut self, initiator: Initiator, from: SocketAddr, behind: Option<Id>) {
         self.opening.truncate(MAX_LINKS);
-        self.opening.insert(0, (initiator, from, is_relayed));
+        self.opening.insert(0, (initiator, from, behind));
     }
 
     /// COOKIE or RESP came.
-    pub(super) fn open_further(&mut self, to: SocketAddr, bytes: &[u8], is_relayed: bool) {
-        let initiators =
-            self.opening.iter().enumerate().filter(|(_, (_, _, relayed))| *relayed == is_relayed);
+    pub(super) fn open_further(&mut self, to: SocketAddr, bytes: &[u8], behind: Option<Id>) {
+        let initiators = self.opening.iter().enumerate().filter(|(_, (_, _, relayed))| *relayed == behind);
         match Packet::decode(bytes) {
             Ok(Packet::Cookie(reply)) => {
                 let cookie = initiators.filter_map(|(_, (initiator, from, _))| {
                     Some((*from, initiator.init_with_cookie(&initiator.read_cookie(&reply).ok()?)))
                 });
                 // Once each: it costs the script nothing, and the net a session.
-                if let Some((from, init)) = cookie.collect::<Vec<_>>().pop() {
+                if let (Some((from, init)), None) = (cookie.collect::<Vec<_>>().pop(), behind) {
                     let to = self.world.address(self.net);
                     self.accounts.entry(from).or_default().received += init.len();
                     self.world.inject(from, to, &init);
@@ -64,7 +70,7 @@ impl Play {
                     .next();
                 if let Some((n, established)) = established {
                     self.opening.remove(n);
-                    self.add(to, is_relayed, established);
+                    self.add(to, behind, established);
                 }
             }
             _ => {}
@@ -74,7 +80,7 @@ impl Play {
     fn add(
         &mut self,
         home: SocketAddr,
-        is_relayed: bool,
+        behind: Option<Id>,
         established: m2m_proto::session::handshake::Established,
     ) {
         if self.links.len() >= MAX_LINKS {
@@ -82,7 +88,7 @@ impl Play {
             self.heard.clear();
         }
         let secure = Secure::new(&established);
-        self.links.push(Link { secure, established, home, is_relayed, asked: None });
+        self.links.push(Link { secure, established, home, behind, asked: None });
     }
 
     /// RESP to an INIT of the net's own.
@@ -101,7 +107,7 @@ impl Play {
         };
         let ephemeral = DhSecret::from_bytes([token as u8; 32]);
         let Ok((resp, established)) = opened.respond(World::id(OWN), ephemeral, &fields) else { return };
-        self.add(home, false, established);
+        self.add(home, None, established);
         let from = if how & 32 == 0 { home } else { address(how / 64) };
         self.send(from, &resp);
     }

@@ -23,41 +23,41 @@ const TAIL: usize = 8;
 const MAX_PLAIN: usize = 1400;
 
 impl Play {
-    /// A packet with this plaintext, in one of the sessions, from one of the addresses.
+    /// A packet with this plaintext, in one of the sessions, from one of the addresses; from home most of the time.
     pub(super) fn seal_and_send(&mut self, how: usize, plain: &[u8]) {
         let Some(link) = self.link(how / 4) else { return };
+        let from = if how & 2 == 0 { self.links[link].home } else { address(how / 16) };
+        self.say(link, from, plain);
+    }
+
+    pub(super) fn say(&mut self, link: usize, from: SocketAddr, plain: &[u8]) {
         if plain.is_empty() {
             return;
         }
-        let Link { secure, home, established, is_relayed, .. } = &mut self.links[link];
+        let Link { secure, home, established, behind, .. } = &mut self.links[link];
         let mut packet = Vec::new();
         secure.begin(&mut packet);
         packet.extend_from_slice(plain);
         secure.seal(&mut packet);
-        let (home, is_relayed) = (*home, *is_relayed);
-        if established.role == Role::Initiator && !is_relayed {
+        let (home, behind) = (*home, *behind);
+        if established.role == Role::Initiator && behind.is_none() {
             self.prove(home);
         }
-        let proven: Vec<_> =
-            self.challenges.iter().filter(|(data, _)| plain.windows(8).any(|part| part == data)).collect();
-        let proven: Vec<SocketAddr> = proven.into_iter().map(|(_, address)| *address).collect();
+        let proven = self.challenges.iter().filter(|(data, _)| plain.windows(8).any(|part| part == data));
+        let proven: Vec<SocketAddr> = proven.map(|(_, address)| *address).collect();
         proven.into_iter().for_each(|address| self.prove(address));
         keep(&mut self.sealed, packet.clone());
-        // From home most of the time.
-        let from = if how & 2 == 0 { home } else { address(how / 16) };
-        if is_relayed { self.wrap(from, &packet) } else { self.send(from, &packet) }
+        match behind {
+            Some(src) => self.wrap(from, src, &packet),
+            None => self.send(from, &packet),
+        }
     }
 
-    /// A packet for the net behind the host, in the first session.
-    pub(super) fn wrap(&mut self, from: SocketAddr, inner: &[u8]) {
-        let Some(first) = self.links.iter().position(|link| !link.is_relayed) else { return };
-        let (dst, src, flags) = (World::id(2), World::id(OWN), RelayFlags(0));
-        let relay = Frame::Relay { hop_limit: 8, flags, dst, src, inner };
-        let mut plain = Vec::new();
-        relay.encode(&mut plain);
-        let home = self.links[first].home;
-        let how = if from == home { 0 } else { 2 + 16 * usize::from(from.port() % 4) };
-        self.seal_and_send(4 * first + how, &plain);
+    /// A packet for the net behind the host, in the first session that is none through another.
+    pub(super) fn wrap(&mut self, from: SocketAddr, src: Id, inner: &[u8]) {
+        let Some(first) = self.links.iter().position(|link| link.behind.is_none()) else { return };
+        let (dst, flags) = (self.behind(), RelayFlags(0));
+        self.say(first, from, &encoded(&Frame::Relay { hop_limit: 8, flags, dst, src, inner }));
     }
 
     /// What the net said in a session: kept until the script has it answered.
@@ -66,11 +66,11 @@ impl Play {
         for element in elements(&plain).expect("a net's packets are well formed") {
             match element {
                 Element::Frame(Frame::PathChallenge(data)) => keep(&mut self.challenges, (data, to)),
-                Element::Frame(Frame::Relay { inner: packet, .. }) => inner.push(packet.to_vec()),
+                Element::Frame(Frame::Relay { dst, inner: packet, .. }) => inner.push((dst, packet.to_vec())),
                 _ => {}
             }
         }
-        inner.into_iter().for_each(|packet| self.take(to, packet, true));
+        inner.into_iter().for_each(|(behind, packet)| self.take(to, packet, Some(behind)));
         keep(&mut self.heard, Heard { link, plain });
     }
 
@@ -187,13 +187,33 @@ impl Play {
     /// Of the right device key in this session, or of another.
     fn proof(&self, how: usize, script: &mut Script<'_>) -> Vec<u8> {
         let number = script.byte() as u8 % 4;
-        let device = DeviceKey::from_bytes([number.wrapping_mul(37) ^ 0x5C; 32]);
         let Some(link) = self.link(how / 4) else { return Vec::new() };
         let established = &self.links[link].established;
-        let proof = device.prove(&established.peer_ephemeral, established.hash(), established.role);
+        let proof = device(number).prove(&established.peer_ephemeral, established.hash(), established.role);
         proof
             .map(|proof| encoded(&Frame::Prove { public: &proof.public, mac: &proof.mac }))
             .unwrap_or_default()
+    }
+
+    /// Shows its device key and registers, as it should.
+    pub(super) fn register(&mut self, script: &mut Script<'_>) {
+        let (how, lease) = (script.byte(), script.byte());
+        let Some(link) = self.link(how / 4) else { return };
+        let unix_ms = m2m_sim::world::UNIX_START_MS + self.world.now.as_micros() / 1000;
+        let established = &self.links[link].established;
+        let proof = device(OWN).prove(&established.peer_ephemeral, established.hash(), established.role);
+        let Ok(proof) = proof else { return };
+        let mut plain = Vec::new();
+        let mut writer = PlainWriter::new(&mut plain, MAX_PLAIN);
+        writer.push_frame(&Frame::Prove { public: &proof.public, mac: &proof.mac });
+        let (epoch, lease_s) = (Epoch(unix_ms), 600 - 2 * lease as u32);
+        writer.push_frame(&Frame::Register {
+            req: Req(lease as u16),
+            ephemeral: how & 1 != 0,
+            epoch,
+            lease_s,
+        });
+        self.seal_and_send(how, &plain);
     }
 
     /// With a packet of the net's, of the peer's or of nobody's inside.
@@ -304,6 +324,11 @@ impl Play {
     pub(super) fn status(status: usize) -> u8 {
         if status < 192 { DoneStatus::DONE.0 } else { (status % 8) as u8 }
     }
+}
+
+/// The device key that `World::config` gives to a number.
+pub(super) fn device(number: u8) -> DeviceKey {
+    DeviceKey::from_bytes([number.wrapping_mul(37) ^ 0x5C; 32])
 }
 
 fn encoded(frame: &Frame<'_>) -> Vec<u8> {

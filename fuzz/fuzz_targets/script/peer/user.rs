@@ -31,7 +31,7 @@ impl Play {
                 };
                 self.world.command(self.net, |net, now| net.close(now, session));
             }
-            10 => self.called(n),
+            10 => self.called(n, n >= 128),
             _ => {
                 let addresses = [address(n), address(n / 4)];
                 addresses.into_iter().for_each(|address| self.prove(address));
