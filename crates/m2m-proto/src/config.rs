@@ -159,12 +159,17 @@ pub struct Limits {
     pub queue_messages: usize,
     /// Bytes of them. Default 256 KiB.
     pub queue_bytes: usize,
-    /// Requests of one peer that the user has not answered yet; more are answered 4.29. Default 64.
+    /// Requests of one peer that the user has not answered yet; more are answered 4.29. Default 256: as many as
+    /// a peer of this kind can have on its way.
     pub open_incoming: usize,
     /// Bytes of cached answers per session. Default 64 KiB.
     pub answer_bytes: usize,
     /// Datagrams that wait to leave. Default 4,096.
     pub outputs: usize,
+    /// New claims to ids that one source (/24 for IPv4, /64 for IPv6) may make in an hour. Default 512.
+    pub claims_per_hour: u32,
+    /// And so many at once: a fleet that is set up behind one address. Default 256.
+    pub claims_at_once: u32,
     /// Packets that one key of one direction protects before the session ends. Default and most 2^23 (RFC 9001, 6.6);
     /// 2^21 with AES-128-CCM-8.
     pub packets_per_key: u64,
@@ -189,9 +194,11 @@ impl Default for Limits {
             error_rate: Rate::new(3, 6),
             queue_messages: 256,
             queue_bytes: 256 << 10,
-            open_incoming: 64,
+            open_incoming: crate::coap::line::MID_WINDOW,
             answer_bytes: 64 << 10,
             outputs: 4_096,
+            claims_per_hour: 512,
+            claims_at_once: 256,
             packets_per_key: crate::session::KEY_LIMIT,
             rekey_packets: 1 << 22,
         }

@@ -101,13 +101,20 @@ pub struct ClaimRequest {
     pub id: Id,
     /// The device key's public half; `None` for an ephemeral registration, which claims nothing and only asks whether the id is free.
     pub public: Option<[u8; 32]>,
+    /// If nobody has claimed the id, this claim may be kept. Otherwise its source has made too many lately, and only a
+    /// claim that is known already counts.
+    pub may_be_new: bool,
 }
 
 /// What the store said of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
-    /// It is theirs: kept now or known already. For an ephemeral one: nobody claimed the id.
+    /// It is theirs already. For an ephemeral one: nobody claimed the id.
     Held,
+    /// Nobody had it: it is theirs from now on.
+    New,
+    /// Nobody has it, and it may not be kept now ([`ClaimRequest::may_be_new`]).
+    NotNow,
     /// It belongs to another key.
     Taken {
         /// Since when, in unix seconds.

@@ -187,6 +187,7 @@ pub struct Net {
     last_epoch: u64,
     registry: Registry,
     init_budget: BucketTable,
+    claim_budget: BucketTable,
     dh_budget: TokenBucket,
     hint_budget: BucketTable,
     /// Requests that came since are remembered, all of them.
@@ -220,6 +221,7 @@ impl Net {
             active_host: 0,
             last_epoch: config.last_epoch,
             registry: Registry::new(config.limits.registrations),
+            claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: TokenBucket::new(dh.per_second, dh.burst),
             hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),

@@ -28,7 +28,7 @@ pub struct LineConfig {
     /// Requests without their response, those that wait included. Default 1024.
     pub max_requests: usize,
     /// Requests of the peer that wait for our answer, and separate responses that it hasn't acknowledged; more requests
-    /// are told 4.29. Default 64.
+    /// are told 4.29. Default 256.
     pub max_incoming: usize,
     /// Answers kept for repeated requests. Default 256, as many as the peer can ask for again.
     pub max_answers: usize,
@@ -53,7 +53,7 @@ impl Default for LineConfig {
             max_waiting: 256,
             max_waiting_bytes: 256 * 1024,
             max_requests: 1024,
-            max_incoming: 64,
+            max_incoming: MID_WINDOW,
             max_answers: MID_WINDOW,
             max_answer_bytes: 64 * 1024,
             answer_lifetime: Duration::from_secs(247),

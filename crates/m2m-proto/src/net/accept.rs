@@ -25,6 +25,9 @@ const RECENTLY_HEARD: Duration = Duration::from_secs(60);
 /// Cookies' secrets change so often; the previous one is accepted too.
 const COOKIE_ROTATION: Duration = Duration::from_secs(120);
 
+/// PROVE comes with the first packet of a session, or not at all: what it is checked with is a secret, and 100 bytes.
+const PROVE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the table of half-open handshakes says of an INIT.
 enum Standing {
     New,
@@ -179,6 +182,7 @@ impl Net {
                 Box::new(Proof::Expected {
                     ephemeral: established.ephemeral.clone(),
                     hash: *established.hash(),
+                    until: now + self.config.timers.half_open + PROVE_PATIENCE,
                 })
             }),
             guest: None,

@@ -208,7 +208,11 @@ impl Net {
                 self.on_netkey(now, id, &change);
             }
             Frame::Register { req, ephemeral, epoch, lease_s } => {
-                self.on_register(now, id, super::session::Registering { req, ephemeral, epoch, lease_s });
+                self.on_register(
+                    now,
+                    id,
+                    super::session::Registering { req, ephemeral, epoch, lease_s, is_charged: false },
+                );
             }
             Frame::Registered { req, status, epoch, lease_s, since, .. } => {
                 self.on_registered(now, id, req, super::host::Answer { status, epoch, lease_s, since });

@@ -6,12 +6,12 @@ use super::{
     session::{Ask, Guest, Proof, Registering},
 };
 use crate::{
-    config::Config,
+    config::{Config, Limits},
     error::CloseReason,
     event::{ClaimOutcome, ClaimRequest, Event, Output, SessionId},
     id::Id,
     relay::{
-        budget::TokenBucket,
+        budget::{BucketTable, TokenBucket, source_key},
         registry::{Bound, Registration},
     },
     session::keys::{self, Role},
@@ -28,6 +28,21 @@ const JUST_HEARD: Duration = Duration::from_secs(2);
 const MAX_ASKERS: usize = 16;
 /// Longest lease of an ephemeral registration.
 const EPHEMERAL_LEASE: Duration = Duration::from_secs(120);
+
+/// Sources that are told apart when new claims are budgeted.
+const CLAIM_BUCKETS: usize = 1024;
+/// A bucket gets a token a second; a claim costs as many as there are seconds between two.
+const SECONDS_PER_HOUR: u32 = 3600;
+
+/// What one new claim costs.
+fn claim_cost(limits: &Limits) -> u32 {
+    (SECONDS_PER_HOUR / limits.claims_per_hour.max(1)).max(1)
+}
+
+/// New claims of each source: a claim is kept for good, so whoever has the host's key could fill the store.
+pub(super) fn claim_budget(limits: &Limits) -> BucketTable {
+    BucketTable::new(CLAIM_BUCKETS, 1, limits.claims_at_once.saturating_mul(claim_cost(limits)))
+}
 
 impl Guest {
     pub(super) fn new(config: &Config) -> Guest {
@@ -61,7 +76,7 @@ impl Net {
         }
         // One try: who proves nothing costs one DH and has to make a new session for another.
         let Some(proof) = session.proof.take() else { return };
-        if let Proof::Expected { ephemeral, hash } = *proof
+        if let Proof::Expected { ephemeral, hash, .. } = *proof
             && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {
             session.guest.get_or_insert_with(guest).proven = Some(*public);
@@ -70,7 +85,7 @@ impl Net {
         }
     }
 
-    pub(super) fn on_register(&mut self, now: Time, id: SessionId, asked: Registering) {
+    pub(super) fn on_register(&mut self, now: Time, id: SessionId, mut asked: Registering) {
         if !self.config.registry {
             return self.answer_register(id, asked.req, RegisterStatus::NO_REGISTRY, asked.epoch, 0);
         }
@@ -82,7 +97,8 @@ impl Net {
             return;
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
-        let is_neighbour = matches!(session.path, super::Path::Direct(_));
+        let session_path = session.path;
+        let is_neighbour = matches!(session_path, super::Path::Direct(_));
         let allowed = is_neighbour
             && session.role == Role::Responder
             && !peer.is_reserved()
@@ -97,24 +113,45 @@ impl Net {
         if let Some(unix) = self.unix_ms(now)
             && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
         {
+            // One that was made while our clock ran ahead would otherwise stand in the way until then.
+            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
             return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
         }
+        let source = match session_path {
+            super::Path::Direct(address) => source_key(address, self.hash_secret),
+            super::Path::Through(_) => return,
+        };
+        let cost = claim_cost(&self.config.limits);
         let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
         if guest.registered && (guest.claimed || asked.ephemeral) {
             // The store was asked when this session registered first.
             return self.bind(now, id, asked);
         }
-        guest.waiting = Some(asked);
         let public = if asked.ephemeral { None } else { guest.proven };
-        self.outputs.push_back(Output::Claim(ClaimRequest { session: id, id: peer, public }));
+        // Charged before it is known whether the claim is new, and given back if it is not.
+        asked.is_charged = public.is_some() && self.claim_budget.take(source, now, cost);
+        guest.waiting = Some(asked);
+        let may_be_new = asked.is_charged;
+        self.outputs.push_back(Output::Claim(ClaimRequest { session: id, id: peer, public, may_be_new }));
     }
 
     pub(super) fn finish_registration(&mut self, now: Time, id: SessionId, outcome: ClaimOutcome) {
-        let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
+        let Some(session) = self.table.get_mut(id) else { return };
+        let path = session.path;
+        let Some(guest) = session.guest.as_mut() else { return };
         let Some(asked) = guest.waiting.take() else { return };
-        guest.claimed |= outcome == ClaimOutcome::Held && !asked.ephemeral;
+        let holds = matches!(outcome, ClaimOutcome::Held | ClaimOutcome::New);
+        guest.claimed |= holds && !asked.ephemeral;
+        if let (super::Path::Direct(address), true) = (path, asked.is_charged && outcome != ClaimOutcome::New)
+        {
+            let (source, cost) = (source_key(address, self.hash_secret), claim_cost(&self.config.limits));
+            self.claim_budget.give_back(source, cost);
+        }
         match outcome {
-            ClaimOutcome::Held => self.bind(now, id, asked),
+            ClaimOutcome::Held | ClaimOutcome::New => self.bind(now, id, asked),
+            ClaimOutcome::NotNow => {
+                self.answer_register(id, asked.req, RegisterStatus::BUSY, asked.epoch, 0);
+            }
             ClaimOutcome::Taken { since } => {
                 self.answer_register(id, asked.req, RegisterStatus::CLAIMED, asked.epoch, since);
             }
@@ -135,10 +172,6 @@ impl Net {
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         let claimed =
             self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
-        if let Some(unix) = self.unix_ms(now) {
-            // The host's own clock may have been set back since.
-            self.registry.distrust(&peer, Epoch(unix.saturating_add(EPOCH_SLACK_MS)));
-        }
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);

@@ -141,7 +141,7 @@ pub(crate) enum Proof {
     /// Ours, ready to be sent.
     Made(keys::Proof),
     /// What the peer's will be checked against.
-    Expected { ephemeral: keys::DhSecret, hash: [u8; 32] },
+    Expected { ephemeral: keys::DhSecret, hash: [u8; 32], until: Time },
 }
 
 /// What a host keeps of a peer that registers.
@@ -172,6 +172,8 @@ pub(crate) struct Registering {
     pub(crate) ephemeral: bool,
     pub(crate) epoch: Epoch,
     pub(crate) lease_s: u32,
+    /// The budget of new claims was charged for it.
+    pub(crate) is_charged: bool,
 }
 
 /// Control frames on their way out.
@@ -355,6 +357,7 @@ impl Session {
                 .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.renewal_due())
                 .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
+                .min(self.proof_due())
                 .min(self.probe_due()),
         }
     }
@@ -369,6 +372,14 @@ impl Session {
     pub(crate) fn lease_due(&self) -> Time {
         match &self.guest {
             Some(guest) if guest.registered => self.last_heard + guest.lease,
+            _ => Time::NEVER,
+        }
+    }
+
+    /// When a PROVE that did not come is not waited for any more.
+    pub(crate) fn proof_due(&self) -> Time {
+        match self.proof.as_deref() {
+            Some(Proof::Expected { until, .. }) => *until,
             _ => Time::NEVER,
         }
     }

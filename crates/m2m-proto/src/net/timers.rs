@@ -89,6 +89,9 @@ impl Net {
             let peer = session.peer;
             self.unregister_session(peer, id);
         }
+        if let Some(session) = self.table.get_mut(id).filter(|session| session.proof_due() <= now) {
+            session.proof = None;
+        }
         if now >= self.table.get(id).map_or(Time::NEVER, Session::probe_due) {
             self.answer_askers(id, FoundStatus::SILENT);
         }

@@ -82,10 +82,10 @@ impl Registry {
         }
     }
 
-    /// An epoch beyond the latest that can be came from a clock that ran ahead: it keeps nobody out any more.
-    pub fn distrust(&mut self, id: &Id, latest: Epoch) {
-        if let Some(there) = self.bindings.get_mut(id).filter(|there| there.epoch > latest) {
-            there.epoch = Epoch(0);
+    /// An epoch that lies in the future of a clock that was set back since counts as this one.
+    pub fn lower_epoch(&mut self, id: &Id, most: Epoch) {
+        if let Some(there) = self.bindings.get_mut(id) {
+            there.epoch = there.epoch.min(most);
         }
     }
 

@@ -148,9 +148,10 @@ impl Member {
         let since = u32::try_from(self.unix_ms(now) / 1000).unwrap_or(u32::MAX);
         match (self.claims.get(&request.id), request.public) {
             (None, None) => ClaimOutcome::Held,
+            (None, Some(_)) if !request.may_be_new => ClaimOutcome::NotNow,
             (None, Some(public)) => {
                 self.claims.insert(request.id, (public, since));
-                ClaimOutcome::Held
+                ClaimOutcome::New
             }
             (Some((known, _)), Some(public)) if *known == public => ClaimOutcome::Held,
             (Some((_, since)), _) => ClaimOutcome::Taken { since: *since },

@@ -526,3 +526,94 @@ fn a_register_that_is_not_answered_in_time_is_asked_again_while_the_host_lives()
     }
     assert!(proofs > 2, "each with the proof");
 }
+
+#[test]
+fn new_claims_of_one_network_have_a_budget_and_known_ones_do_not_need_it() {
+    let mut world = World::new(18);
+    let mut config = World::config(1);
+    (config.registry, config.limits.claims_at_once, config.limits.claims_per_hour) = (true, 3, 60);
+    let host = world.add(config);
+    // Each id is another; all come from one /24.
+    let mut statuses = Vec::new();
+    for number in 10..16 {
+        let mut hand = Hand::up(&mut world, number, host, 1);
+        statuses.push(prove_and_register(&mut world, &mut hand, 1, NOW).0);
+    }
+    let (ok, busy) = (RegisterStatus::OK, RegisterStatus::BUSY);
+    assert_eq!(statuses, [ok, ok, ok, busy, busy, busy]);
+    assert_eq!(world.member(host).claims.len(), 3);
+    assert!(busy.to_string().contains("later"));
+    // One that is known registers again, as often as it likes.
+    for round in 0..5u8 {
+        let mut hand = Hand::new(&mut world, 10, host, 1);
+        hand.address.set_port(5000 + u16::from(round));
+        let fields = hand.fields(0x5000 + u32::from(round));
+        hand.half_open(&mut world, &fields, 0x60 + round);
+        assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW + 1 + u64::from(round)).0, ok);
+    }
+    // Another network has a budget of its own, and in a minute one more may claim.
+    let mut other = Hand::new(&mut world, 20, host, 1);
+    other.address = "198.51.100.9:4000".parse().unwrap();
+    let fields = other.fields(0x2020);
+    other.half_open(&mut world, &fields, 0x20);
+    assert_eq!(prove_and_register(&mut world, &mut other, 1, NOW).0, ok);
+    world.run(60 * SECOND);
+    let mut hand = Hand::up(&mut world, 21, host, 1);
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, ok);
+    let mut hand = Hand::up(&mut world, 22, host, 1);
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, busy);
+}
+
+#[test]
+fn a_proof_that_does_not_come_soon_is_not_waited_for() {
+    let (mut world, host, mut hand) = host();
+    world.run(16 * SECOND);
+    hand.say(&mut world, &[Frame::Pad]);
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, RegisterStatus::REFUSED);
+    assert_eq!(world.net(host).registrations(), 0);
+}
+
+#[test]
+fn a_register_that_was_under_way_when_the_device_started_anew_changes_nothing() {
+    let mut world = World::new(19);
+    let host = world.add_host(1);
+    let mut before = Hand::up(&mut world, 2, host, 1);
+    let proof = before.proof();
+    let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };
+    let delayed = before.packet(&[prove, register(1, NOW)]);
+    let device = world.add_guest(2, host, 1);
+    registered(&mut world, device);
+    let epoch = world.member(device).epoch;
+    before.send(&mut world, &delayed);
+    let said = pick(&before.hear(&mut world), answers);
+    assert_eq!(said, [(RegisterStatus::STALE, epoch, 0)]);
+    world.run(60 * SECOND);
+    assert!(world.net(device).is_registered());
+    assert_eq!(world.net(host).registrations(), 1);
+    let lost =
+        world.member(device).events.iter().any(|(_, event)| matches!(event, Event::HostDisconnected { .. }));
+    assert!(!lost, "the newer one was never in doubt");
+}
+
+#[test]
+fn what_the_store_says_of_a_session_that_is_gone_is_of_no_interest() {
+    let (mut world, host, mut hand) = host();
+    let session = world.wait_for(host, SECOND, |event| match event {
+        Event::Accepted { session, .. } => Some(*session),
+        _ => None,
+    });
+    // Nothing was asked; the session stands; then it is gone.
+    use m2m_proto::event::ClaimOutcome;
+    for outcome in
+        [ClaimOutcome::Held, ClaimOutcome::New, ClaimOutcome::Taken { since: 1 }, ClaimOutcome::Failed]
+    {
+        world.command(host, |net, now| net.claim_checked(now, session, outcome));
+    }
+    assert!(pick(&hand.hear(&mut world), answers).is_empty());
+    hand.say(&mut world, &[Frame::Close { code: CloseCode::DONE, text: "" }]);
+    world.run(5 * SECOND);
+    assert_eq!(world.net(host).sessions(), 0);
+    world.command(host, |net, now| net.claim_checked(now, session, ClaimOutcome::New));
+    world.run(SECOND);
+    assert_eq!(world.net(host).registrations(), 0);
+}

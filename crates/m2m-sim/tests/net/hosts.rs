@@ -332,3 +332,38 @@ fn a_clone_with_another_device_key_is_told_that_the_id_is_claimed() {
     world.run(300 * SECOND);
     assert!(world.net(first).is_registered() && !world.net(clone).is_registered());
 }
+
+#[test]
+fn a_host_without_a_clock_registers_and_one_that_gets_it_goes_on() {
+    let mut world = World::new(10);
+    let host = world.add_host(1);
+    let device = world.add_guest(2, host, 1);
+    at_host(&mut world, device, 1, SECOND);
+    // The host's clock is an hour behind, a day ahead, and right again: each time the device starts anew.
+    for error in [-3_600_000, 86_400_000, 0] {
+        world.set_clock(host, error);
+        world.kill(device);
+        world.start(device, World::config(2));
+        world.join(device, host, 1);
+        at_host(&mut world, device, 1, SECOND);
+        assert_eq!(world.net(host).registrations(), 1, "{error} ms");
+    }
+}
+
+#[test]
+fn a_device_that_registered_with_a_host_far_ahead_is_taken_by_it_once_its_clock_is_right() {
+    let mut world = World::new(11);
+    let host = world.add_host(1);
+    world.set_clock(host, 10 * 365 * 86_400_000);
+    let device = world.add_guest(2, host, 1);
+    at_host(&mut world, device, 1, SECOND);
+    let ahead = world.member(device).epoch;
+    world.set_clock(host, 0);
+    // The older registration stands, with an epoch of ten years from now.
+    world.kill(device);
+    world.start(device, World::config(2));
+    world.join(device, host, 1);
+    at_host(&mut world, device, 1, SECOND);
+    assert!(world.member(device).epoch < ahead);
+    assert_eq!(world.net(host).registrations(), 1);
+}

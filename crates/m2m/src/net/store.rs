@@ -169,9 +169,15 @@ fn outcomes(claims: &Claims, batch: &[ClaimRequest], strict: bool) -> Result<Vec
         return batch.iter().map(|claim| listed(claims, claim)).collect();
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let durable: Vec<_> = batch.iter().filter_map(|claim| Some((claim.id, claim.public?))).collect();
+    let may_be_kept = |claim: &ClaimRequest| claim.public.filter(|_| claim.may_be_new);
+    let durable: Vec<_> = batch.iter().filter_map(|claim| Some((claim.id, may_be_kept(claim)?))).collect();
     let mut durable = claims.check_or_insert_all(&durable, now)?.into_iter();
     let outcome = |claim: &ClaimRequest| match claim.public {
+        Some(public) if !claim.may_be_new => Ok(match claims.get(claim.id)? {
+            Some(held) if held.public == public => ClaimOutcome::Held,
+            Some(held) => taken(held.since),
+            None => ClaimOutcome::NotNow,
+        }),
         Some(_) => Ok(durable.next().map_or(ClaimOutcome::Failed, outcome_of)),
         None => Ok(claims.get(claim.id)?.map_or(ClaimOutcome::Held, |held| taken(held.since))),
     };
@@ -195,7 +201,8 @@ fn hex(public: [u8; 32]) -> String {
 
 fn outcome_of(outcome: state::ClaimOutcome) -> ClaimOutcome {
     match outcome {
-        state::ClaimOutcome::Held | state::ClaimOutcome::New => ClaimOutcome::Held,
+        state::ClaimOutcome::Held => ClaimOutcome::Held,
+        state::ClaimOutcome::New => ClaimOutcome::New,
         state::ClaimOutcome::Taken { since } => taken(since),
     }
 }

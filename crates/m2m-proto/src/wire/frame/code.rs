@@ -99,6 +99,8 @@ impl RegisterStatus {
     pub const AHEAD: RegisterStatus = RegisterStatus(6);
     /// The peer keeps no registry.
     pub const NO_REGISTRY: RegisterStatus = RegisterStatus(7);
+    /// Too many new claims came from the device's network lately; try later.
+    pub const BUSY: RegisterStatus = RegisterStatus(8);
 }
 
 impl fmt::Display for RegisterStatus {
@@ -112,6 +114,7 @@ impl fmt::Display for RegisterStatus {
             RegisterStatus::STORE => "the host could not store the claim",
             RegisterStatus::AHEAD => "the registration's epoch lies in the host's future",
             RegisterStatus::NO_REGISTRY => "the peer keeps no registry",
+            RegisterStatus::BUSY => "the host takes no more new claims from that network for now; try later",
             RegisterStatus(other) => return write!(f, "registration status {other}"),
         })
     }
