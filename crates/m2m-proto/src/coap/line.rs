@@ -94,7 +94,7 @@ impl Line {
             is_repeatable: parts.is_repeatable,
             progress: Progress::Waiting,
             has_left: false,
-            was_acked_before: false,
+            acked_in: 0,
             kept: None,
         };
         self.wake_by(parts.deadline);
@@ -238,6 +238,7 @@ impl Line {
                 let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
                 if open.transmissions == 0 {
                     open.first_sent = cx.now;
+                    open.sent_in = busy.renewals;
                     open.jitter = cx.rng.next_u32();
                 }
                 open.first_packet = open.first_packet.or(Some(packet));

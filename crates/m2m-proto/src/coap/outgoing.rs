@@ -54,6 +54,8 @@ pub(super) struct Open {
     pub(super) first_packet: Option<u64>,
     /// It must not leave again before the peer has said whether it remembers it.
     pub(super) is_held: bool,
+    /// After so many new sessions without an answer it left first.
+    pub(super) sent_in: u8,
 }
 
 #[derive(Debug)]
@@ -90,8 +92,8 @@ pub(super) struct Request {
     pub(super) progress: Progress,
     /// It left in a session before, so that it may have run although it waits.
     pub(super) has_left: bool,
-    /// It was acknowledged before the session got new keys, by a peer that may have forgotten it since.
-    pub(super) was_acked_before: bool,
+    /// After so many new sessions without an answer it was acknowledged.
+    pub(super) acked_in: u8,
     /// The message after its acknowledgement, if it is repeatable.
     pub(super) kept: Option<Vec<u8>>,
 }
@@ -257,6 +259,7 @@ impl Outgoing {
             is_lost: false,
             first_packet: None,
             is_held: false,
+            sent_in: 0,
         }));
         self.in_flight += 1;
         true
@@ -301,6 +304,12 @@ impl Outgoing {
             }
             Purpose::Response | Purpose::Notification(_) => Some(false),
         }
+    }
+
+    /// Forgets in which of several sessions things were said.
+    pub(super) fn settle(&mut self) {
+        self.open.iter_mut().flatten().for_each(|open| open.sent_in = 0);
+        self.requests.values_mut().for_each(|request| request.acked_in = 0);
     }
 
     /// Drops the responses that wait: those who asked have forgotten.

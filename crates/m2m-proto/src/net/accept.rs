@@ -189,7 +189,7 @@ impl Net {
             roaming: None,
             opener: None,
             tails: None,
-            was_remembered: None,
+            memory: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

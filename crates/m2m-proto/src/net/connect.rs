@@ -96,7 +96,7 @@ impl Net {
             roaming: None,
             opener: Some(Box::new(Opener::new(pair, peer))),
             tails: None,
-            was_remembered: None,
+            memory: None,
             last_request: Time::ZERO,
             pin: None,
             renewal: None,

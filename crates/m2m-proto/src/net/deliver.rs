@@ -116,7 +116,7 @@ impl Net {
             self.confirm(now, id, origin);
             return id;
         };
-        self.take_over(now, old, id, origin, is_by_first);
+        self.take_over(now, old, id, is_by_first);
         old
     }
 
@@ -193,7 +193,7 @@ impl Net {
     fn on_frame(&mut self, now: Time, id: SessionId, origin: Origin, frame: &Frame<'_>) {
         match *frame {
             Frame::Confirm { resume, .. } => self.on_confirm(now, id, resume),
-            Frame::Resumed { remembered, mem } => self.on_resumed(now, id, remembered, mem),
+            Frame::Resumed { memory, mem } => self.on_resumed(now, id, memory, mem),
             Frame::Pad | Frame::PathChallenge(_) | Frame::PathResponse(_) => {}
             Frame::Ping { req, next_s } => self.on_ping(id, origin, req, next_s),
             Frame::Pong { req, observed, .. } => self.on_pong(now, id, req, observed),

@@ -28,7 +28,7 @@ use crate::{
     time::{Duration, Time},
     wire::{
         bundle::{Element, elements},
-        frame::{CloseCode, Frame},
+        frame::{CloseCode, Frame, Memory},
         packet::{KeyId, ResetHint, Resp, SuiteSet, Token},
     },
 };
@@ -401,25 +401,20 @@ impl Net {
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
     /// its registration.
-    pub(super) fn take_over(
-        &mut self,
-        now: Time,
-        old: SessionId,
-        new: SessionId,
-        origin: Origin,
-        is_by_first: bool,
-    ) {
+    /// Its path stays too: where the packet came from is a candidate like any other (section 10.2), or who holds back
+    /// INIT and that packet and sends them on from elsewhere would lead the session there.
+    pub(super) fn take_over(&mut self, now: Time, old: SessionId, new: SessionId, is_by_first: bool) {
         let Some(fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
         self.table.add_token(old, fresh.own_token);
         self.table.replace_token(old, fresh.own_token);
         let Some(session) = self.table.get_mut(old) else { return };
-        // Named by a later tag it goes on from a handshake whose RESUMED was lost: that answer still holds.
-        if is_by_first || session.was_remembered.is_none() {
-            session.was_remembered = Some(true);
-        }
+        // Named by a later tag it goes on from a handshake whose RESUMED was lost.
+        session.memory = Some(match session.memory {
+            Some(memory) if !is_by_first && memory != Memory::WHOLE => Memory::SINCE,
+            _ => Memory::WHOLE,
+        });
         session.secure = fresh.secure;
-        session.path = origin.path();
         session.max_udp = fresh.max_udp;
         session.proof = fresh.proof;
         session.control.once.clear();
@@ -437,30 +432,32 @@ impl Net {
         let mem = self.mem(now);
         let Some(session) = self.table.get_mut(id) else { return };
         if resume.is_some() && session.role == Role::Responder {
-            let remembered = *session.was_remembered.get_or_insert(false);
-            let answer = Frame::Resumed { remembered, mem };
+            let memory = *session.memory.get_or_insert(Memory::NONE);
+            let answer = Frame::Resumed { memory, mem };
             if !session.control.once.contains(&answer) {
                 session.control.once(answer);
             }
         }
     }
 
-    /// The responder says whether it remembers.
-    pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, remembered: bool, mem: u32) {
+    /// The responder says what it remembers.
+    pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, memory: Memory, mem: u32) {
         let Some((session, mut cx)) = self.line_of(now, id) else { return };
         let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
-        if remembered {
-            session.line.remembered();
-        } else {
-            // Of several handshakes without an answer one may have come up, and be remembered apart.
-            let is_certain = resume.keys.len() == 1;
-            let memory = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
-            session.line.forgotten(&mut cx, memory);
+        match memory {
+            Memory::WHOLE => session.line.remembered(),
+            Memory::SINCE => session.line.remembered_since(&mut cx),
+            _ => {
+                // Of several handshakes without an answer one may have come up and ended since.
+                let is_certain = resume.keys.len() == 1;
+                let mem = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
+                session.line.forgotten(&mut cx, mem);
+            }
         }
         let (peer, is_own) = (session.peer, session.host.is_some());
         self.tell_line_events(id, None);
         if !is_own {
-            self.event(Event::Recovered { session: id, peer, resumed: remembered });
+            self.event(Event::Recovered { session: id, peer, resumed: memory == Memory::WHOLE });
         }
     }
 

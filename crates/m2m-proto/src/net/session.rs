@@ -27,7 +27,7 @@ use crate::{
     },
     time::{Duration, Time},
     wire::{
-        frame::{Epoch, FoundStatus, Frame, Req},
+        frame::{Epoch, FoundStatus, Frame, Memory, Req},
         packet::Token,
     },
 };
@@ -122,8 +122,8 @@ pub(crate) struct Session {
     pub(crate) opener: Option<Box<Opener>>,
     /// Of packets that left lately, while an answer may be missing.
     pub(crate) tails: Option<Box<Tails>>,
-    /// Responder: whether the session that its initiator named was there, if it named one.
-    pub(crate) was_remembered: Option<bool>,
+    /// Responder: what was there of the sessions that its initiator named, if it named any.
+    pub(crate) memory: Option<Memory>,
     /// When the peer's last request came.
     pub(crate) last_request: Time,
     /// The device that the peer has to be.

@@ -20,8 +20,8 @@ pub(super) mod sample;
 pub(super) mod vectors;
 
 pub use code::{
-    CloseCode, DoneStatus, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, RegisterStatus, RelayFlags, Req,
-    ShortId,
+    CloseCode, DoneStatus, Epoch, ErrorCode, FoundStatus, KeyBytes, Label, Memory, RegisterStatus,
+    RelayFlags, Req, ShortId,
 };
 
 /// The first byte of each frame (sections 5.1 and 5.2).
@@ -101,8 +101,8 @@ pub enum Frame<'a> {
     },
     /// Answers a CONFIRM with a resume tag.
     Resumed {
-        /// The session of that tag was there, and goes on under the new keys.
-        remembered: bool,
+        /// What is left of the session, or of the sessions, that were named.
+        memory: Memory,
         /// For how many seconds the sender's memory of requests is complete.
         mem: u32,
     },

@@ -8,7 +8,7 @@ use m2m_proto::{
     net::Route,
     session::keys::NetKey,
     stats::Drop,
-    wire::frame::{Epoch, FoundStatus, Frame, RegisterStatus, Req},
+    wire::frame::{Epoch, FoundStatus, Frame, Memory, RegisterStatus, Req},
 };
 use m2m_sim::{NetIndex, World};
 
@@ -71,7 +71,7 @@ fn m4_answers_without_a_question_are_nothing() {
         Frame::Pong { req: Req(1), draining: false, observed: None },
         Frame::Done { req: Req(1), status: 0 },
         Frame::Rekeyed { req: Req(1), generation: 1, ephemeral: &[9; 32] },
-        Frame::Resumed { remembered: true, mem: 0 },
+        Frame::Resumed { memory: Memory::WHOLE, mem: 0 },
         Frame::PathResponse([7; 8]),
         Frame::Registered {
             req: Req(1),

@@ -31,6 +31,9 @@ impl Line {
 
     /// The session has new keys, and the peer hasn't said yet whether it remembers this line.
     pub fn renewed(&mut self) {
+        if let Some(busy) = &mut self.busy {
+            busy.renewals = busy.renewals.saturating_add(1);
+        }
         self.take_back(|open, is_repeatable| match open.purpose {
             Purpose::Request(_) => open.transmissions > 0 && !is_repeatable,
             Purpose::Response | Purpose::Notification(_) => true,
@@ -65,7 +68,6 @@ impl Line {
             busy.outgoing.lose(self.next_mid, mid);
         }
         for request in busy.outgoing.requests.values_mut() {
-            request.was_acked_before = matches!(request.progress, Progress::Acked | Progress::Observing);
             if let Progress::Non(packet) = &mut request.progress {
                 *packet = None;
             }
@@ -75,45 +77,74 @@ impl Line {
     /// The peer remembers: what was held leaves.
     pub fn remembered(&mut self) {
         let Some(busy) = &mut self.busy else { return };
-        let held: Vec<Mid> = busy.held(self.next_mid);
-        for mid in held {
-            if let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) {
-                open.is_held = false;
-            }
+        for mid in busy.held(self.next_mid) {
+            busy.release(self.next_mid, mid);
         }
+        busy.settle();
     }
 
     /// The peer has forgotten: what was held and must not run twice fails, what was acknowledged is sent as if for the
     /// first time if it may, and the peer's own requests are void. For `memory` back from now the peer remembers all
     /// requests that it took: what first left within that time was not one of them.
     pub fn forgotten(&mut self, cx: &mut Context<'_>, memory: Duration) {
+        let now = cx.now;
+        let renewals = self.busy.as_ref().map_or(0, |busy| busy.renewals);
+        self.start_over(cx, |open| now.since(open.first_sent) < memory, |acked_in| acked_in < renewals);
+    }
+
+    /// Of several handshakes that the peer did not answer one came up, as a session of its own: what was said before the
+    /// first of them is forgotten, what was said since is not.
+    pub fn remembered_since(&mut self, cx: &mut Context<'_>) {
+        self.start_over(cx, |open| open.sent_in > 0, |acked_in| acked_in == 0);
+    }
+
+    fn start_over(
+        &mut self,
+        cx: &mut Context<'_>,
+        may_leave: impl Fn(&Open) -> bool,
+        is_forgotten: impl Fn(u8) -> bool,
+    ) {
         self.ring = Ring::default();
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::NonConfirmable { request: None, .. }));
         busy.incoming = Incoming::default();
         busy.outgoing.drop_waiting_responses(cx.pool);
         for mid in busy.held(self.next_mid) {
-            if let Some(open) = busy.outgoing.get_mut(self.next_mid, mid)
-                && matches!(open.purpose, Purpose::Request(_))
-                && cx.now.since(open.first_sent) < memory
-            {
-                open.is_held = false;
+            let Some(open) = busy.outgoing.get(self.next_mid, mid) else { continue };
+            if matches!(open.purpose, Purpose::Request(_)) && may_leave(open) {
+                busy.release(self.next_mid, mid);
                 continue;
             }
             let Some(open) = busy.outgoing.close(self.next_mid, mid) else { continue };
             cx.pool.give(open.bytes);
             busy.end(self.next_mid, open.purpose, Failure::PeerForgot, cx.pool);
         }
-        // What left under the new keys already and was acknowledged is with the peer as it is now.
-        for token in busy.outgoing.tokens(|request| request.was_acked_before) {
+        // What was acknowledged under keys that the peer remembers is with it as it is now.
+        let was_with_it = |progress: Progress| matches!(progress, Progress::Acked | Progress::Observing);
+        for token in
+            busy.outgoing.tokens(|request| was_with_it(request.progress) && is_forgotten(request.acked_in))
+        {
             busy.repeat_or_fail(self.next_mid, token, cx);
         }
+        busy.settle();
     }
 }
 
 impl Busy {
     fn held(&self, next_mid: Mid) -> Vec<Mid> {
         self.outgoing.mids(next_mid).filter(|(_, open)| open.is_held).map(|(mid, _)| mid).collect()
+    }
+
+    fn release(&mut self, next_mid: Mid, mid: Mid) {
+        if let Some(open) = self.outgoing.get_mut(next_mid, mid) {
+            open.is_held = false;
+        }
+    }
+
+    /// The peer has answered: all that is open now is of one session.
+    fn settle(&mut self) {
+        self.renewals = 0;
+        self.outgoing.settle();
     }
 
     fn repeat_or_fail(&mut self, next_mid: Mid, token: MessageToken, cx: &mut Context<'_>) {

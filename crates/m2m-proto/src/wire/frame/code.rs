@@ -51,6 +51,19 @@ impl fmt::Display for CloseCode {
     }
 }
 
+/// What a responder remembers of the sessions that CONFIRM named (section 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Memory(pub u8);
+
+impl Memory {
+    /// None of them.
+    pub const NONE: Memory = Memory(0);
+    /// The first of them, and all since.
+    pub const WHOLE: Memory = Memory(1);
+    /// Not the first of them; all since one of the later ones.
+    pub const SINCE: Memory = Memory(2);
+}
+
 /// Why a packet was not relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ErrorCode(pub u8);

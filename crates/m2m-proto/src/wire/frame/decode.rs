@@ -1,6 +1,6 @@
 //! From bytes to [`Frame`].
 use super::{
-    BUNDLE, CloseCode, Epoch, ErrorCode, FoundStatus, Frame, FrameError, KeyBytes, Label, MAX_CLOSE_TEXT,
+    BUNDLE, CloseCode, Epoch, ErrorCode, FoundStatus, Frame, FrameError, KeyBytes, Memory, Label, MAX_CLOSE_TEXT,
     MAX_PATH, MESSAGE, MIN_INNER, RegisterStatus, RelayFlags, Req, ShortId, kind,
 };
 use crate::{
@@ -36,7 +36,7 @@ fn session_frame<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Frame<'a>, FrameErr
             let resumes = r.u8()? & 1 != 0;
             Frame::Confirm { mem: r.u32()?, resume: if resumes { Some(*r.array()?) } else { None } }
         }
-        kind::RESUMED => Frame::Resumed { remembered: r.u8()? & 1 != 0, mem: r.u32()? },
+        kind::RESUMED => Frame::Resumed { memory: Memory(r.u8()?), mem: r.u32()? },
         kind::PATH_CHALLENGE => Frame::PathChallenge(*r.array()?),
         kind::PATH_RESPONSE => Frame::PathResponse(*r.array()?),
         kind::REKEY => {

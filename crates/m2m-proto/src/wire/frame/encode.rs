@@ -51,7 +51,7 @@ impl Frame<'_> {
             }
             Frame::Confirm { mem, resume: None } => put(&[&[0], &be32(mem)]),
             Frame::Confirm { mem, resume: Some(tag) } => put(&[&[1], &be32(mem), &tag]),
-            Frame::Resumed { remembered, mem } => put(&[&[remembered.into()], &be32(mem)]),
+            Frame::Resumed { memory, mem } => put(&[&[memory.0], &be32(mem)]),
             Frame::PathChallenge(data) | Frame::PathResponse(data) => put(&[&data]),
             Frame::Rekey { req, generation, ephemeral, key } => {
                 put(&[&be16(req.0), &be32(generation), &[(!key.is_empty()).into()], ephemeral]);

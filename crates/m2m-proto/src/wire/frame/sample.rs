@@ -1,6 +1,6 @@
 //! Frames for tests: one of each kind out of arbitrary material.
 use super::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Label, MAX_PATH, MIN_INNER, RegisterStatus,
+    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Memory, Label, MAX_PATH, MIN_INNER, RegisterStatus,
     RelayFlags, Req, ShortId, kind,
 };
 use crate::id::Id;
@@ -58,7 +58,7 @@ impl Material {
             kind::PING => Frame::Ping { req, next_s: self.number as u16 },
             kind::PONG => Frame::Pong { req, draining: self.flag, observed: self.address },
             kind::CONFIRM => Frame::Confirm { mem: self.number, resume: self.flag.then_some(data) },
-            kind::RESUMED => Frame::Resumed { remembered: self.flag, mem: self.number },
+            kind::RESUMED => Frame::Resumed { memory: Memory(self.byte), mem: self.number },
             kind::PATH_CHALLENGE => Frame::PathChallenge(data),
             kind::PATH_RESPONSE => Frame::PathResponse(data),
             kind::REKEY => {
