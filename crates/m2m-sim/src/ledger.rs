@@ -262,7 +262,7 @@ impl Ledger {
         for (number, entry) in &self.entries {
             // An answer that was made for a wide path and has to leave on a narrow one gives way to an error.
             let is_cut = entry.fate == Some(Fate::Refused(Code::INTERNAL_SERVER_ERROR))
-                && entry.answer_len.is_some_and(|len| len > FITS_EVERYWHERE);
+                && entry.answers.iter().any(|len| *len > FITS_EVERYWHERE);
             let cannot_have_run = !is_cut
                 && matches!(
                     entry.fate,
