@@ -379,24 +379,30 @@ impl Net {
     }
 
     /// The session of this net that a new one means to go on with, which names it by one of the tags in its first
-    /// packet; and whether that was the first of them.
-    pub(super) fn resumed_by(&self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
+    /// packet; and whether that was the first of them. Those among the named that never came up are void: what their
+    /// initiator said in them it says in the new one, and a copy that comes late must not bring them up.
+    pub(super) fn resumed_by(&mut self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
         let fresh = self.table.get(new)?;
         let State::HalfOpen(half_open) = &fresh.state else { return None };
         let tags = elements(plain).ok()?.filter_map(|element| match element {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
         });
+        let (mut meant, mut void) = (None, Vec::new());
         for (n, tag) in tags.take(MAX_TAGS).enumerate() {
-            let is_meant = |session: &Session| {
-                let secure = session.secure.as_ref().filter(|_| session.role == Role::Responder);
-                session.is_up() && secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
+            let has_tag = |(id, session): &(SessionId, &Session)| {
+                let secure =
+                    session.secure.as_ref().filter(|_| session.role == Role::Responder && *id != new);
+                secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
             };
-            if let Some((id, _)) = self.table.of_peer(fresh.peer).find(|(_, session)| is_meant(session)) {
-                return Some((id, n == 0));
+            match self.table.of_peer(fresh.peer).find(has_tag) {
+                Some((id, session)) if session.is_up() => meant = meant.or(Some((id, n == 0))),
+                Some((id, Session { state: State::HalfOpen(_), .. })) => void.push(id),
+                _ => {}
             }
         }
-        None
+        void.into_iter().for_each(|id| drop(self.table.remove(id)));
+        meant
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
