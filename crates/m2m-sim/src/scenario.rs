@@ -16,7 +16,7 @@ use m2m_proto::{
 
 use crate::{
     Faults, NetIndex, World,
-    ledger::{Ledger, Totals, number_of},
+    ledger::{Ledger, Totals, id_of, number_of},
     world::Nat,
 };
 
@@ -275,6 +275,12 @@ impl<'a> Run<'a> {
         }
         for host in self.hosts() {
             self.start(host, true);
+            // Names are looked up every now and then, also those of hosts that nobody misses.
+            for net in self.nets() {
+                if self.is_alive(net) {
+                    self.resolve(net, id_of(host));
+                }
+            }
         }
         self.run_for(SETTLED);
         for guest in self.nets() {

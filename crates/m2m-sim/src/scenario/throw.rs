@@ -13,8 +13,8 @@ const SALT: u64 = 0x6D32_6D2D_7369_6D21;
 pub fn throw(seed: u64) -> Plan {
     let mut dice = Dice::of(seed ^ SALT);
     let size = match dice.between(0, 99) {
-        0..=64 => Size::Small,
-        65..=93 => Size::Medium,
+        0..=79 => Size::Small,
+        80..=96 => Size::Medium,
         _ => Size::Large,
     };
     let nets = nets(&mut dice, size);
