@@ -466,9 +466,10 @@ impl Outgoing {
 }
 
 impl Open {
-    /// The round trip of an acknowledgement that arrives now, by Karn's rule only of what was sent once.
+    /// The round trip of an acknowledgement that arrives now, by Karn's rule only of what was sent once; and was not due
+    /// again, or the time that this process slept would count.
     pub(super) fn round_trip(&self, now: Time) -> Option<Duration> {
-        (self.transmissions == 1).then(|| now.since(self.first_sent))
+        (self.transmissions == 1 && now <= self.due).then(|| now.since(self.first_sent))
     }
 
     /// Counts a transmission that leaves now, and waits for what answers it.

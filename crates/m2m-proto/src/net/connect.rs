@@ -211,7 +211,7 @@ impl Net {
         else {
             return self.stats.drop(Drop::BadHandshake);
         };
-        let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
+        let rtt = connecting.round_trip(now);
         session.secure = Some(Box::new(Secure::new(&established)));
         session.state = State::Up;
         session.max_udp = super::max_udp(established.resp.max_udp);

@@ -259,7 +259,7 @@ impl Net {
             secure.answered(Pn(asked.first_pn));
         }
         let rtt = now.since(asked.first_sent);
-        if asked.sent == 1 {
+        if let Some(rtt) = asked.round_trip(now) {
             session.line.add_round_trip(now, rtt);
         }
         session.keepalive.last_answer = now;

@@ -343,8 +343,7 @@ impl Net {
                 && attempt.paths.contains(&Some(path))
         });
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
-        let only_one = attempt.connecting.sent == 1;
-        let rtt = only_one.then(|| now.since(attempt.connecting.first_sent));
+        let rtt = attempt.connecting.round_trip(now);
         if let Some(secure) = &session.secure {
             let resume = opener.resume.get_or_insert_default();
             resume.name(secure.resume_key(), established.hash());

@@ -61,6 +61,13 @@ pub(crate) struct Connecting {
     pub(crate) found: Option<FoundStatus>,
 }
 
+impl Connecting {
+    /// The round trip of a RESP that arrives now, if INIT was sent once, and was not due again.
+    pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (self.sent == 1 && now <= self.next).then(|| now.since(self.first_sent))
+    }
+}
+
 /// A handshake that a peer started, until its first packet under the new keys.
 pub(crate) struct HalfOpen {
     pub(crate) stoken: Token,
@@ -210,6 +217,14 @@ pub(crate) struct Asking {
     pub(crate) first_pn: u64,
     /// When it leaves again, or is given up.
     pub(crate) due: Time,
+}
+
+impl Asking {
+    /// The round trip of an answer that arrives now: of what was sent once (Karn's rule), and was not due again, or the
+    /// time that this process slept would count.
+    pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (self.sent == 1 && now <= self.due).then(|| now.since(self.first_sent))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
