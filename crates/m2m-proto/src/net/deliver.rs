@@ -67,6 +67,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
+        session.line.heard(now, &self.line_config);
         if is_rekeying {
             self.on_opened(now, id, generation);
         }
