@@ -147,7 +147,7 @@ impl Net {
         if connecting.sent == 0 {
             connecting.first_sent = now;
         }
-        connecting.sent += 1;
+        connecting.sent = connecting.sent.saturating_add(1);
         connecting.next = match INIT_SCHEDULE.get(usize::from(connecting.sent)) {
             Some(after) => connecting.first_sent + *after + jitter,
             None => Time::NEVER,

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// At most one new handshake in this time, whatever hints come (protocol, section 3.5).
+/// At most one new handshake in this time, whatever hints come (protocol, section 9).
 const PAUSE: Duration = Duration::from_secs(5);
 /// A question that was repeated so often without an answer is no chance any more (protocol, section 9).
 const UNANSWERED_REPETITIONS: u8 = 3;
@@ -258,7 +258,7 @@ impl Net {
             return;
         };
         let connecting = &mut attempt.connecting;
-        connecting.sent += 1;
+        connecting.sent = connecting.sent.saturating_add(1);
         let after = INIT_SCHEDULE.get(usize::from(connecting.sent));
         connecting.next = after.map_or(Time::NEVER, |after| connecting.first_sent + *after);
         if let Some(way) = way {
@@ -337,11 +337,13 @@ impl Net {
             return self.stats.drop(Drop::Replayed);
         };
         let (path, peer) = (origin.path(), session.peer);
-        let established = attempt.connecting.handshake.read_resp(resp).ok().filter(|established| {
-            established.resp.max_udp >= super::MIN_MAX_UDP
-                && established.peer == peer
-                && attempt.paths.contains(&Some(path))
-        });
+        // The cheap question first.
+        let is_from_there = attempt.paths.contains(&Some(path));
+        let read = || attempt.connecting.handshake.read_resp(resp).ok();
+        let established = is_from_there
+            .then(read)
+            .flatten()
+            .filter(|established| established.resp.max_udp >= super::MIN_MAX_UDP && established.peer == peer);
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
         let rtt = attempt.connecting.round_trip(now);
         if let Some(secure) = &session.secure {
@@ -447,7 +449,11 @@ impl Net {
 
     /// The responder says what it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, memory: Memory, mem: u32) {
-        let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        let Some((session, mut cx)) = self.line_of(now, id).filter(|(session, _)| !session.is_unproven())
+        else {
+            // Whoever it is that says so: the device, if it is the one, says it again.
+            return;
+        };
         let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
         match memory {
             Memory::WHOLE => session.line.remembered(),

@@ -76,6 +76,8 @@ pub(crate) struct HalfOpen {
     pub(crate) resp: [u8; 104],
     /// Where the answer went to, the latest first.
     pub(crate) answered: [Option<Path>; 4],
+    /// The place of several that was asked to show that it is there, and with what.
+    pub(crate) challenge: Option<(Path, [u8; 8])>,
     pub(crate) expires: Time,
     /// The handshake's final hash, for a proof of our device key.
     pub(crate) hash: [u8; 32],
@@ -87,6 +89,11 @@ impl HalfOpen {
             self.answered.rotate_right(1);
             self.answered[0] = Some(path);
         }
+    }
+
+    /// Who has RESP from one place has it for all: of several none is proven by that.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        self.answered.iter().flatten().count() > 1
     }
 
     /// What a proof of our device key is made from.
@@ -297,7 +304,18 @@ impl Control {
 
     /// All questions leave again, under new keys, as if for the first time.
     pub(crate) fn ask_again(&mut self, now: Time) {
-        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
+        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due, ask.first_pn) = (0, now, u64::MAX));
+    }
+
+    /// Whoever is at the other end has to prove first that it is the one meant: what is not about that waits.
+    pub(crate) fn hold_back(&mut self) {
+        let may_leave = |ask: &Ask| matches!(ask, Ask::Ping { .. } | Ask::Probe | Ask::Prove);
+        self.asks.iter_mut().filter(|ask| !may_leave(&ask.what)).for_each(|ask| ask.due = Time::NEVER);
+    }
+
+    /// It has.
+    pub(crate) fn let_go(&mut self, now: Time) {
+        self.asks.iter_mut().filter(|ask| ask.due == Time::NEVER).for_each(|ask| ask.due = now);
     }
 
     /// Asks, unless the same question is open already.
