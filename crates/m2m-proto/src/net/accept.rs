@@ -224,26 +224,27 @@ impl Net {
         let (path, fresh) = (origin.path(), self.rng.next_u64().to_be_bytes());
         let Some(session) = self.table.get_mut(id) else { return true };
         let State::HalfOpen(half_open) = &mut session.state else { return false };
+        let response = elements(plain).ok().and_then(|mut elements| {
+            elements.find_map(|element| match element {
+                Element::Frame(Frame::PathResponse(data)) => Some(data),
+                _ => None,
+            })
+        });
+        if let Some(data) = response {
+            if half_open.challenge == Some((path, data)) {
+                half_open.answered = [Some(path), None, None, None];
+            }
+            // It leaves by itself, without the CONFIRM that may name another session: that brings this one up.
+            return true;
+        }
         if !half_open.is_ambiguous() {
             return false;
         }
-        let is_answer = |data: [u8; 8]| {
-            let response = Element::Frame(Frame::PathResponse(data));
-            elements(plain).is_ok_and(|mut elements| elements.any(|element| element == response))
-        };
-        match half_open.challenge {
-            Some((there, data)) if there == path && is_answer(data) => {
-                half_open.answered = [Some(path), None, None, None];
-            }
-            _ => {
-                // No more than came: an honest first packet holds a PING, which is padded to pay for this.
-                let pays =
-                    session.secure.as_ref().is_some_and(|secure| secure.sealed_len(CHALLENGE_LEN) <= len);
-                half_open.challenge = Some((path, fresh));
-                if pays {
-                    self.send_frame(now, id, path, &Frame::PathChallenge(fresh));
-                }
-            }
+        // No more than came: an honest first packet holds a PING, which is padded to pay for this.
+        let pays = session.secure.as_ref().is_some_and(|secure| secure.sealed_len(CHALLENGE_LEN) <= len);
+        half_open.challenge = Some((path, fresh));
+        if pays {
+            self.send_frame(now, id, path, &Frame::PathChallenge(fresh));
         }
         true
     }

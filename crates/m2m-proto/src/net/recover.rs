@@ -68,6 +68,8 @@ pub(crate) struct Resume {
     keys: Vec<ResumeKey>,
     /// For the present handshake.
     pub(super) tags: Vec<[u8; 8]>,
+    /// There were too many to name.
+    is_cut: bool,
 }
 
 impl Resume {
@@ -75,6 +77,7 @@ impl Resume {
         if self.keys.len() == MAX_TAGS {
             // The first stays: it has the most to lose.
             self.keys.remove(1);
+            self.is_cut = true;
         }
         self.keys.push(key);
         self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
@@ -389,8 +392,9 @@ impl Net {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
         });
-        let (mut meant, mut void) = (None, Vec::new());
+        let (mut meant, mut void, mut named) = (None, Vec::new(), 0);
         for (n, tag) in tags.take(MAX_TAGS).enumerate() {
+            named += 1;
             let has_tag = |(id, session): &(SessionId, &Session)| {
                 let secure =
                     session.secure.as_ref().filter(|_| session.role == Role::Responder && *id != new);
@@ -403,6 +407,9 @@ impl Net {
             }
         }
         void.into_iter().for_each(|id| drop(self.table.remove(id)));
+        if let Some(fresh) = self.table.get_mut(new).filter(|_| named > 0 && meant.is_none()) {
+            fresh.memory = Some((Memory::NONE, named));
+        }
         meant
     }
 
@@ -418,8 +425,8 @@ impl Net {
         let Some(session) = self.table.get_mut(old) else { return };
         // Named by a later tag it goes on from a handshake whose RESUMED was lost.
         session.memory = Some(match session.memory {
-            Some(memory) if !is_by_first && memory != Memory::WHOLE => Memory::SINCE,
-            _ => Memory::WHOLE,
+            Some((memory, place)) if !is_by_first && memory != Memory::WHOLE => (Memory::since(place), place),
+            _ => (Memory::WHOLE, 0),
         });
         session.secure = fresh.secure;
         session.max_udp = fresh.max_udp;
@@ -439,7 +446,7 @@ impl Net {
         let mem = self.mem(now);
         let Some(session) = self.table.get_mut(id) else { return };
         if resume.is_some() && session.role == Role::Responder {
-            let memory = *session.memory.get_or_insert(Memory::NONE);
+            let (memory, _) = *session.memory.get_or_insert((Memory::NONE, 0));
             let answer = Frame::Resumed { memory, mem };
             if !session.control.once.contains(&answer) {
                 session.control.once(answer);
@@ -455,12 +462,12 @@ impl Net {
             return;
         };
         let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
-        match memory {
-            Memory::WHOLE => session.line.remembered(),
-            Memory::SINCE => session.line.remembered_since(&mut cx),
+        match memory.place() {
+            Some(0) => session.line.remembered(),
+            Some(place) if !resume.is_cut => session.line.remembered_since(&mut cx, place),
             _ => {
                 // Of several handshakes without an answer one may have come up and ended since.
-                let is_certain = resume.keys.len() == 1;
+                let is_certain = resume.keys.len() == 1 && memory == Memory::NONE;
                 let mem = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
                 session.line.forgotten(&mut cx, mem);
             }

@@ -136,8 +136,9 @@ pub(crate) struct Session {
     pub(crate) opener: Option<Box<Opener>>,
     /// Of packets that left lately, while an answer may be missing.
     pub(crate) tails: Option<Box<Tails>>,
-    /// Responder: what was there of the sessions that its initiator named, if it named any.
-    pub(crate) memory: Option<Memory>,
+    /// Responder: what was there of the sessions that its initiator named, if it named any; and how many it named in
+    /// the packet that brought this one up, which is this one's own place in the initiator's list.
+    pub(crate) memory: Option<(Memory, u8)>,
     /// When the peer's last request came.
     pub(crate) last_request: Time,
     /// The device that the peer has to be.

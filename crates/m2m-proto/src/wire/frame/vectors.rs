@@ -52,7 +52,7 @@ fn session_vectors() -> Vec<(&'static str, Frame<'static>)> {
         ("confirm_resume", Frame::Confirm { mem: 3600, resume: Some(DATA) }),
         ("resumed", Frame::Resumed { memory: Memory::WHOLE, mem: 3600 }),
         ("resumed_not", Frame::Resumed { memory: Memory::NONE, mem: 0 }),
-        ("resumed_since", Frame::Resumed { memory: Memory::SINCE, mem: 60 }),
+        ("resumed_since", Frame::Resumed { memory: Memory::since(1), mem: 60 }),
         ("path_challenge", Frame::PathChallenge(DATA)),
         ("path_response", Frame::PathResponse(DATA)),
         ("rekey", rekey(KeyBytes::NONE)),
