@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// At most one new handshake in this time, whatever hints come (protocol, section 3.5).
+/// At most one new handshake in this time, whatever hints come (protocol, section 9).
 const PAUSE: Duration = Duration::from_secs(5);
 /// A question that was repeated so often without an answer is no chance any more (protocol, section 9).
 const UNANSWERED_REPETITIONS: u8 = 3;
@@ -68,6 +68,8 @@ pub(crate) struct Resume {
     keys: Vec<ResumeKey>,
     /// For the present handshake.
     pub(super) tags: Vec<[u8; 8]>,
+    /// There were too many to name.
+    is_cut: bool,
 }
 
 impl Resume {
@@ -75,6 +77,7 @@ impl Resume {
         if self.keys.len() == MAX_TAGS {
             // The first stays: it has the most to lose.
             self.keys.remove(1);
+            self.is_cut = true;
         }
         self.keys.push(key);
         self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
@@ -258,7 +261,7 @@ impl Net {
             return;
         };
         let connecting = &mut attempt.connecting;
-        connecting.sent += 1;
+        connecting.sent = connecting.sent.saturating_add(1);
         let after = INIT_SCHEDULE.get(usize::from(connecting.sent));
         connecting.next = after.map_or(Time::NEVER, |after| connecting.first_sent + *after);
         if let Some(way) = way {
@@ -337,14 +340,15 @@ impl Net {
             return self.stats.drop(Drop::Replayed);
         };
         let (path, peer) = (origin.path(), session.peer);
-        let established = attempt.connecting.handshake.read_resp(resp).ok().filter(|established| {
-            established.resp.max_udp >= super::MIN_MAX_UDP
-                && established.peer == peer
-                && attempt.paths.contains(&Some(path))
-        });
+        // The cheap question first.
+        let is_from_there = attempt.paths.contains(&Some(path));
+        let read = || attempt.connecting.handshake.read_resp(resp).ok();
+        let established = is_from_there
+            .then(read)
+            .flatten()
+            .filter(|established| established.resp.max_udp >= super::MIN_MAX_UDP && established.peer == peer);
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
-        let only_one = attempt.connecting.sent == 1;
-        let rtt = only_one.then(|| now.since(attempt.connecting.first_sent));
+        let rtt = attempt.connecting.round_trip(now);
         if let Some(secure) = &session.secure {
             let resume = opener.resume.get_or_insert_default();
             resume.name(secure.resume_key(), established.hash());
@@ -379,24 +383,34 @@ impl Net {
     }
 
     /// The session of this net that a new one means to go on with, which names it by one of the tags in its first
-    /// packet; and whether that was the first of them.
-    pub(super) fn resumed_by(&self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
+    /// packet; and whether that was the first of them. Those among the named that never came up are void: what their
+    /// initiator said in them it says in the new one, and a copy that comes late must not bring them up.
+    pub(super) fn resumed_by(&mut self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
         let fresh = self.table.get(new)?;
         let State::HalfOpen(half_open) = &fresh.state else { return None };
         let tags = elements(plain).ok()?.filter_map(|element| match element {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
         });
+        let (mut meant, mut void, mut named) = (None, Vec::new(), 0);
         for (n, tag) in tags.take(MAX_TAGS).enumerate() {
-            let is_meant = |session: &Session| {
-                let secure = session.secure.as_ref().filter(|_| session.role == Role::Responder);
-                session.is_up() && secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
+            named += 1;
+            let has_tag = |(id, session): &(SessionId, &Session)| {
+                let secure =
+                    session.secure.as_ref().filter(|_| session.role == Role::Responder && *id != new);
+                secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
             };
-            if let Some((id, _)) = self.table.of_peer(fresh.peer).find(|(_, session)| is_meant(session)) {
-                return Some((id, n == 0));
+            match self.table.of_peer(fresh.peer).find(has_tag) {
+                Some((id, session)) if session.is_up() => meant = meant.or(Some((id, n == 0))),
+                Some((id, Session { state: State::HalfOpen(_), .. })) => void.push(id),
+                _ => {}
             }
         }
-        None
+        void.into_iter().for_each(|id| drop(self.table.remove(id)));
+        if let Some(fresh) = self.table.get_mut(new).filter(|_| named > 0 && meant.is_none()) {
+            fresh.memory = Some((Memory::NONE, named));
+        }
+        meant
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
@@ -411,8 +425,8 @@ impl Net {
         let Some(session) = self.table.get_mut(old) else { return };
         // Named by a later tag it goes on from a handshake whose RESUMED was lost.
         session.memory = Some(match session.memory {
-            Some(memory) if !is_by_first && memory != Memory::WHOLE => Memory::SINCE,
-            _ => Memory::WHOLE,
+            Some((memory, place)) if !is_by_first && memory != Memory::WHOLE => (Memory::since(place), place),
+            _ => (Memory::WHOLE, 0),
         });
         session.secure = fresh.secure;
         session.max_udp = fresh.max_udp;
@@ -432,7 +446,7 @@ impl Net {
         let mem = self.mem(now);
         let Some(session) = self.table.get_mut(id) else { return };
         if resume.is_some() && session.role == Role::Responder {
-            let memory = *session.memory.get_or_insert(Memory::NONE);
+            let (memory, _) = *session.memory.get_or_insert((Memory::NONE, 0));
             let answer = Frame::Resumed { memory, mem };
             if !session.control.once.contains(&answer) {
                 session.control.once(answer);
@@ -442,14 +456,18 @@ impl Net {
 
     /// The responder says what it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, memory: Memory, mem: u32) {
-        let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        let Some((session, mut cx)) = self.line_of(now, id).filter(|(session, _)| !session.is_unproven())
+        else {
+            // Whoever it is that says so: the device, if it is the one, says it again.
+            return;
+        };
         let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
-        match memory {
-            Memory::WHOLE => session.line.remembered(),
-            Memory::SINCE => session.line.remembered_since(&mut cx),
+        match memory.place() {
+            Some(0) => session.line.remembered(),
+            Some(place) if !resume.is_cut => session.line.remembered_since(&mut cx, place),
             _ => {
                 // Of several handshakes without an answer one may have come up and ended since.
-                let is_certain = resume.keys.len() == 1;
+                let is_certain = resume.keys.len() == 1 && memory == Memory::NONE;
                 let mem = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
                 session.line.forgotten(&mut cx, mem);
             }

@@ -1,6 +1,7 @@
 //! The machine under attack: what the protocol says it refuses, bounds or outlives, one behaviour a test.
 mod corpus;
 mod handshake;
+mod impostors;
 mod keepalive;
 mod limits;
 mod netkey;

@@ -92,10 +92,10 @@ impl Line {
         self.start_over(cx, |open| now.since(open.first_sent) < memory, |acked_in| acked_in < renewals);
     }
 
-    /// Of several handshakes that the peer did not answer one came up, as a session of its own: what was said before the
-    /// first of them is forgotten, what was said since is not.
-    pub fn remembered_since(&mut self, cx: &mut Context<'_>) {
-        self.start_over(cx, |open| open.sent_in > 0, |acked_in| acked_in == 0);
+    /// Of several handshakes that the peer did not answer the one of this number, counted from 1, came up as a session of
+    /// its own: what was said before is forgotten, what was said since is not.
+    pub fn remembered_since(&mut self, cx: &mut Context<'_>, handshake: u8) {
+        self.start_over(cx, |open| open.sent_in >= handshake, |acked_in| acked_in < handshake);
     }
 
     fn start_over(

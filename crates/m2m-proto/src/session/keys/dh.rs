@@ -2,10 +2,16 @@
 use core::fmt;
 
 use subtle::ConstantTimeEq;
+#[cfg(m2m_toy_dh)]
+use toy::{PublicKey, SharedSecret, StaticSecret};
+#[cfg(not(m2m_toy_dh))]
 use x25519_dalek::{PublicKey, SharedSecret, StaticSecret};
 
 use super::{NetKey, Role, extract, mac16};
 use crate::id::Id;
+
+#[cfg(m2m_toy_dh)]
+mod toy;
 
 /// An X25519 secret with its public key.
 #[derive(Clone)]

@@ -60,8 +60,16 @@ impl Memory {
     pub const NONE: Memory = Memory(0);
     /// The first of them, and all since.
     pub const WHOLE: Memory = Memory(1);
-    /// Not the first of them; all since one of the later ones.
-    pub const SINCE: Memory = Memory(2);
+
+    /// Not the first of them; all since the one of this place in the list, counted from 0.
+    pub const fn since(place: u8) -> Memory {
+        if place == 0 { Memory::WHOLE } else { Memory(place.saturating_add(1)) }
+    }
+
+    /// Since which of them everything is remembered; none if nothing is.
+    pub const fn place(self) -> Option<u8> {
+        self.0.checked_sub(1)
+    }
 }
 
 /// Why a packet was not relayed.

@@ -1,6 +1,7 @@
 //! docs/vectors/frames.txt: the bytes that freeze the wire, beside the frames that they are.
 use super::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Memory, Label, RegisterStatus, RelayFlags, Req, kind,
+    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Label, Memory, RegisterStatus, RelayFlags,
+    Req, kind,
 };
 use crate::id::Id;
 use alloc::{vec, vec::Vec};
@@ -51,7 +52,7 @@ fn session_vectors() -> Vec<(&'static str, Frame<'static>)> {
         ("confirm_resume", Frame::Confirm { mem: 3600, resume: Some(DATA) }),
         ("resumed", Frame::Resumed { memory: Memory::WHOLE, mem: 3600 }),
         ("resumed_not", Frame::Resumed { memory: Memory::NONE, mem: 0 }),
-        ("resumed_since", Frame::Resumed { memory: Memory::SINCE, mem: 60 }),
+        ("resumed_since", Frame::Resumed { memory: Memory::since(1), mem: 60 }),
         ("path_challenge", Frame::PathChallenge(DATA)),
         ("path_response", Frame::PathResponse(DATA)),
         ("rekey", rekey(KeyBytes::NONE)),
