@@ -186,7 +186,8 @@ impl Play {
 
     /// Of the right device key in this session, or of another.
     fn proof(&self, how: usize, script: &mut Script<'_>) -> Vec<u8> {
-        let number = script.byte() as u8 % 4;
+        // Not that of the net behind the host: who has it is that net.
+        let number = OWN + script.byte() as u8 % 4;
         let Some(link) = self.link(how / 4) else { return Vec::new() };
         let established = &self.links[link].established;
         let proof = device(number).prove(&established.peer_ephemeral, established.hash(), established.role);

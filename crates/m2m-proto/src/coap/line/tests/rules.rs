@@ -454,6 +454,24 @@ fn a_new_session_sends_again_what_was_in_flight() {
     assert_eq!(a.line.round_trip(), None, "nobody knows to which of the two the answer belongs");
 }
 
+/// A line at rest counts handshakes as well: what it says next is said after them.
+#[test]
+fn what_a_line_at_rest_says_after_a_renewal_is_not_said_again_by_one_who_remembers_that() {
+    let (mut a, mut b) = pair();
+    a.line.renewed();
+    a.request(at(0), 1).unwrap();
+    let sent = a.drain(at(0));
+    let incoming = only_request(&[b.receive(at(0), &sent[0].1).outcome]);
+    b.tick(at(60));
+    carry(at(60), &mut b, &mut a);
+    a.line.renewed();
+    a.with(at(70), |line, cx| line.remembered_since(cx, 1));
+    assert_eq!(a.drain(at(70)), [], "it is with the peer");
+    b.respond(at(80), incoming, b"one").unwrap();
+    let outcomes = carry(at(80), &mut b, &mut a);
+    assert!(matches!(outcomes[..], [Outcome::Response { user: 1, .. }]), "{outcomes:?}");
+}
+
 #[test]
 fn observations_last_until_they_are_forgotten() {
     let (mut a, mut b) = pair();
@@ -499,7 +517,7 @@ fn observations_last_until_they_are_forgotten() {
 
 #[test]
 fn an_idle_line_is_small() {
-    assert!(size_of::<Line>() <= 88, "{}", size_of::<Line>());
+    assert!(size_of::<Line>() <= 96, "{}", size_of::<Line>());
 }
 
 #[test]
