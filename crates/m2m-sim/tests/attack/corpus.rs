@@ -1,6 +1,11 @@
 //! What the fuzzers found worth keeping, replayed.
 use std::{fs, path::Path};
 
+use m2m_proto::{
+    coap::message::Message,
+    wire::{bundle::elements, packet::Packet},
+};
+
 #[path = "../../../../fuzz/fuzz_targets/script/mod.rs"]
 mod script;
 
@@ -31,4 +36,11 @@ fn handshakes_survive_their_corpus() {
 #[test]
 fn a_net_survives_what_an_authentic_peer_said() {
     replay("session", script::peer::run);
+}
+
+#[test]
+fn decoders_survive_their_corpora() {
+    replay("packets", |bytes| _ = Packet::decode(bytes));
+    replay("frames", |bytes| _ = elements(bytes).map(Iterator::count));
+    replay("coap", |bytes| _ = Message::parse(bytes).map(|message| message.options().count()));
 }
