@@ -10,7 +10,7 @@ use m2m_proto::{
     },
     wire::frame::{Frame, Memory, RegisterStatus, Req},
 };
-use m2m_sim::{NetIndex, World, world::UNIX_START_MS};
+use m2m_sim::{NetIndex, World};
 
 use crate::rig::{BEAT, Hand, SECOND, device, key, pick, post, register, resp_fields, respond};
 
