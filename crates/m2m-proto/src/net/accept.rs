@@ -79,11 +79,13 @@ impl Net {
             Standing::Crowded if !proven => return self.send_cookie(now, origin, init, &pair),
             _ => {}
         }
-        if !proven && !self.dh_budget.take(now, 1) {
-            return self.send_cookie(now, origin, init, &pair);
-        }
         if proven {
+            if !self.proven_dh_budget.take(now) {
+                return self.stats.drop(Drop::OverBudget);
+            }
             self.make_half_open_room(now, init);
+        } else if self.is_pressed() || !self.dh_budget.take(now) {
+            return self.send_cookie(now, origin, init, &pair);
         }
         if self.table.len() >= self.config.limits.sessions
             || self.table.half_open() >= self.config.limits.half_open
@@ -91,6 +93,12 @@ impl Net {
             return self.stats.drop(Drop::TableFull);
         }
         self.answer_init(now, origin, init, &opened, suite);
+    }
+
+    /// True while half of the places for half-open handshakes are taken. The other half is for those who show their
+    /// address: one who has the net key and forges addresses can't keep everybody else out.
+    fn is_pressed(&self) -> bool {
+        self.table.half_open() >= self.config.limits.half_open.div_ceil(2)
     }
 
     fn standing(&self, init: &Init<'_>) -> Standing {
@@ -268,6 +276,9 @@ impl Net {
 
     fn send_cookie(&mut self, now: Time, origin: Origin, init: &Init<'_>, pair: &PairKey) {
         let Some(address) = self.cookie_address(origin) else { return };
+        if !self.cookie_budget.take(now, 1) {
+            return self.stats.drop(Drop::OverBudget);
+        }
         self.rotate_cookie_secrets(now);
         self.stats.cookies += 1;
         // An INIT to whoever is there is answered under our own id; the initiator takes either.
