@@ -143,13 +143,14 @@ pub struct Limits {
     /// INITs per second and source network. Default 50, burst 100.
     pub init_rate: Rate,
     /// X25519 operations for strangers' INITs and for changes of keys per second; beyond it the ones are sent a COOKIE, the
-    /// others wait. Fewer beside packets that are served: one less for each 26 a second, but for one in 256 of them and a
+    /// others wait. Fewer beside packets that are served: one less for each 26 a second, but for one in 512 of them and a
     /// 32nd of this. Default 400, burst 400.
     pub dh_rate: Rate,
     /// The same for INITs that showed a cookie; beyond it they are dropped, and sent again. Beside packets that are served one
-    /// less for each 51 a second, but for one in 512 of them and a 32nd of this. Default 200, burst 200.
+    /// less for each 51 a second, but for one in 1,024 of them and a 32nd of this. Default 200, burst 200.
     pub proven_dh_rate: Rate,
-    /// COOKIEs per second; beyond it INITs that would get one are dropped, and sent again. Default 500.
+    /// COOKIEs per second; beyond it INITs that would get one are dropped, and sent again. Beside packets that are served one
+    /// less for each 6 a second, but for one in 128 of them and a 32nd of this. Default 500, burst 100.
     pub cookie_rate: Rate,
     /// Registered ids. Default 65,536.
     pub registrations: usize,
@@ -196,7 +197,7 @@ impl Default for Limits {
             init_rate: Rate::new(50, 100),
             dh_rate: Rate::new(400, 400),
             proven_dh_rate: Rate::new(200, 200),
-            cookie_rate: Rate::new(500, 500),
+            cookie_rate: Rate::new(500, 100),
             registrations: 65_536,
             relay_packets: Rate::new(1_000, 2_000),
             relay_bytes: Rate::new(1 << 20, 2 << 20),

@@ -34,7 +34,7 @@ use crate::{
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
     relay::{
-        budget::{BucketTable, TokenBucket},
+        budget::BucketTable,
         registry::Registry,
     },
     session::{
@@ -49,7 +49,6 @@ use crate::{
 mod accept;
 mod connect;
 mod deliver;
-mod dh_budget;
 mod host;
 mod netkey;
 mod path;
@@ -64,12 +63,14 @@ mod standby;
 mod table;
 mod timers;
 mod transmit;
+mod yielding;
 
 pub use host::{HostConfig, MAX_HOSTS};
 
 pub use session::Path;
 
 use session::{Ask, State};
+use yielding::YieldingBudget;
 
 /// The largest UDP payload (protocol, section 3).
 pub const MAX_DATAGRAM: usize = 1200;
@@ -84,7 +85,9 @@ const HINT_BUCKETS: usize = 4096;
 const HINTS_PER_SECOND: u32 = 5;
 /// Beside so many served packets a busy net does one key exchange for those who come, and half of one for those who
 /// showed a cookie (protocol, section 12).
-const DH_PACKETS: u32 = 256;
+const DH_PACKETS: u32 = 512;
+/// The same for COOKIEs.
+const COOKIE_PACKETS: u32 = 128;
 /// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
 const MESSAGE_HEAD: usize = 4 + 8;
 /// Requests beyond the queue that may be on their way or waiting for separate responses.
@@ -192,9 +195,9 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     claim_budget: BucketTable,
-    dh_budget: dh_budget::DhBudget,
-    proven_dh_budget: dh_budget::DhBudget,
-    cookie_budget: TokenBucket,
+    dh_budget: YieldingBudget,
+    proven_dh_budget: YieldingBudget,
+    cookie_budget: YieldingBudget,
     hint_budget: BucketTable,
     /// Requests that came since are remembered, all of them.
     memory_since: Time,
@@ -210,7 +213,6 @@ impl Net {
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
         let init = config.limits.init_rate;
-        let cookies = config.limits.cookie_rate;
         Net {
             hash_secret: rng.next_u64(),
             cookie_secrets,
@@ -230,9 +232,9 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
-            dh_budget: dh_budget::DhBudget::new(config.limits.dh_rate, DH_PACKETS),
-            proven_dh_budget: dh_budget::DhBudget::new(config.limits.proven_dh_rate, 2 * DH_PACKETS),
-            cookie_budget: TokenBucket::new(cookies.per_second, cookies.burst),
+            dh_budget: YieldingBudget::new(config.limits.dh_rate, DH_PACKETS),
+            proven_dh_budget: YieldingBudget::new(config.limits.proven_dh_rate, 2 * DH_PACKETS),
+            cookie_budget: YieldingBudget::new(config.limits.cookie_rate, COOKIE_PACKETS),
             hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
             memory_since: now,
             key_change: netkey::KeyChange::new(&mut config, now),

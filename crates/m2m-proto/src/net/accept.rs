@@ -54,7 +54,7 @@ impl Net {
             // The neighbour vouches for its guests, so each has a budget of its own.
             Origin::Through { src, .. } => self.hash_id(src),
         };
-        if !self.init_budget.take(source, now, 1) {
+        if !self.could_answer(now, init) || !self.init_budget.take(source, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
         let Some((opened, pair)) = self.open_init(now, init) else {
@@ -93,6 +93,14 @@ impl Net {
             return self.stats.drop(Drop::TableFull);
         }
         self.answer_init(now, origin, init, &opened, suite);
+    }
+
+    /// Whether an INIT could be answered at all now, if it is authentic: to find out that it is costs something too.
+    fn could_answer(&self, now: Time, init: &Init<'_>) -> bool {
+        match init.cookie {
+            Some(_) => self.proven_dh_budget.has(now),
+            None => self.dh_budget.has(now) || self.cookie_budget.has(now),
+        }
     }
 
     /// True while half of the places for half-open handshakes are taken. The other half is for those who show their
@@ -276,7 +284,7 @@ impl Net {
 
     fn send_cookie(&mut self, now: Time, origin: Origin, init: &Init<'_>, pair: &PairKey) {
         let Some(address) = self.cookie_address(origin) else { return };
-        if !self.cookie_budget.take(now, 1) {
+        if !self.cookie_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
         self.rotate_cookie_secrets(now);

@@ -55,6 +55,7 @@ impl Net {
         };
         self.dh_budget.served(now);
         self.proven_dh_budget.served(now);
+        self.cookie_budget.served(now);
         let newest = secure.newest() > newest;
         let mut prover = match &session.state {
             State::HalfOpen(half_open) => Some(half_open.prover()),

@@ -188,7 +188,7 @@ fn questions_are_capped() {
 fn a_flood_of_authentic_inits_is_bounded() {
     let mut world = World::new(7);
     let mut config = World::config(1);
-    config.limits.half_open = 40;
+    (config.limits.half_open, config.limits.cookie_rate) = (40, Rate::new(1_000, 1_000));
     let net = world.add(config);
     for n in 2..152u8 {
         let mut hand = Hand::new(&mut world, n, net, 1);
