@@ -276,7 +276,10 @@ impl Secure {
 
     /// An answer to our packet of this number came.
     pub fn answered(&mut self, pn: Pn) {
-        self.answered = self.answered.max(Some(pn));
+        // A question that is to be asked again under new keys has no number of them yet.
+        if pn < self.next_pn {
+            self.answered = self.answered.max(Some(pn));
+        }
     }
 
     /// The number that the next packet will have.
@@ -286,7 +289,7 @@ impl Secure {
 
     /// How many packets have left since the last that was answered.
     pub fn unanswered(&self) -> u64 {
-        self.answered.map_or(self.next_pn.0, |answered| self.next_pn.0 - answered.0)
+        self.answered.map_or(self.next_pn.0, |answered| self.next_pn.0.saturating_sub(answered.0))
     }
 
     /// What our packets are labelled with.

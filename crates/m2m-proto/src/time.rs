@@ -6,7 +6,8 @@ use core::{
 
 pub use core::time::Duration;
 
-/// An instant in microseconds since the caller's origin. It only has to be monotonic.
+/// An instant in microseconds since the caller's origin. It has to be monotonic, and should go on while the system sleeps:
+/// by a clock that stands still what is old seems young, a lease or the time since a request left.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(u64);
 

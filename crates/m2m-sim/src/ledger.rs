@@ -17,6 +17,9 @@ use m2m_proto::{
 
 use crate::{NetIndex, World};
 
+/// Bytes of an answer that fits a packet on every path.
+const FITS_EVERYWHERE: usize = 1050;
+
 /// A request as it was sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
@@ -257,18 +260,22 @@ impl Ledger {
     pub fn finish(&mut self) {
         let mut found = Vec::new();
         for (number, entry) in &self.entries {
-            let cannot_have_run = matches!(
-                entry.fate,
-                Some(
-                    Fate::Refused(_)
-                        | Fate::Failed(
-                            RequestError::NotSent(_)
-                                | RequestError::NeverLeft(_)
-                                | RequestError::TooLarge
-                                | RequestError::Reset
-                        )
-                )
-            );
+            // An answer that was made for a wide path and has to leave on a narrow one gives way to an error.
+            let is_cut = entry.fate == Some(Fate::Refused(Code::INTERNAL_SERVER_ERROR))
+                && entry.answers.iter().any(|len| *len > FITS_EVERYWHERE);
+            let cannot_have_run = !is_cut
+                && matches!(
+                    entry.fate,
+                    Some(
+                        Fate::Refused(_)
+                            | Fate::Failed(
+                                RequestError::NotSent(_)
+                                    | RequestError::NeverLeft(_)
+                                    | RequestError::TooLarge
+                                    | RequestError::Reset
+                            )
+                    )
+                );
             match entry.fate {
                 None => found.push(format!("request {number} has no outcome: {entry:?}")),
                 Some(fate) if cannot_have_run && entry.runs > 0 => {

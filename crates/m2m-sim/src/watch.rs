@@ -45,6 +45,8 @@ pub struct Watch {
     wakes: BTreeMap<NetIndex, Wakes>,
     /// Who sent last, when, and how many at that instant.
     burst: (NetIndex, Time, u32),
+    /// Where the attacker passes packets on.
+    relays: BTreeSet<SocketAddr>,
 }
 
 /// What went between a net and an address.
@@ -75,11 +77,17 @@ impl Default for Watch {
             delivered: BTreeSet::new(),
             wakes: BTreeMap::new(),
             burst: (NetIndex(0), Time::ZERO, 0),
+            relays: BTreeSet::new(),
         }
     }
 }
 
 impl Watch {
+    /// The attacker passes whole packets on from this address: what goes there is its own, and may prove the address.
+    pub fn is_relay(&mut self, address: SocketAddr) {
+        self.relays.insert(address);
+    }
+
     /// A net started anew: it knows no address any more.
     pub fn forget(&mut self, index: NetIndex) {
         self.accounts.retain(|(net, _), _| *net != index);
@@ -105,7 +113,7 @@ impl Watch {
         account.sent += bytes.len();
         account.is_trusted |= bytes.first() == Some(&INIT);
         account.was_answered |= bytes.first() == Some(&RESP);
-        if !account.is_trusted && account.sent > account.received {
+        if !account.is_trusted && account.sent > account.received && !self.relays.contains(&to) {
             let Account { sent, received, .. } = *account;
             self.violation(
                 now,

@@ -6,6 +6,7 @@
 //!  hosts    names that are looked up       store   claims and epochs, on the disk
 //! ```
 mod builder;
+mod clock;
 mod driver;
 mod hosts;
 mod news;

@@ -126,7 +126,7 @@ fn a_reader_that_stalls_keeps_nobody_from_stopping() {
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(log.any(|line| line.unwrap().contains("net open")), "it never opened");
     std::thread::sleep(Duration::from_millis(300));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
     assert!(sent.unwrap().success());
     while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(10) {

@@ -38,6 +38,8 @@ mod takeover;
 
 pub use super::incoming::MID_WINDOW;
 
+/// Nothing waits for longer than this for its repetition once its peer is heard again.
+const LONG_WAIT: Duration = Duration::from_secs(4);
 /// After so many retransmissions without an answer the peer may have lost the session (protocol, section 9).
 const UNANSWERED_RETRANSMISSIONS: u8 = 3;
 
@@ -330,6 +332,17 @@ impl Line {
     /// Takes a round trip into account that others measured in this session.
     pub fn add_round_trip(&mut self, now: Time, round_trip: Duration) {
         self.rtt.sample(now, round_trip);
+    }
+
+    /// Something came from the peer: it is there, so what has been repeated into silence need not go on doubling its
+    /// timeouts up to a minute.
+    pub fn heard(&mut self, now: Time, config: &LineConfig) {
+        if self.rtt.backoff() == 0 {
+            return;
+        }
+        let Some(busy) = &mut self.busy else { return };
+        let due = busy.outgoing.hasten(now, self.rtt.base_rto(config.initial_rto), LONG_WAIT);
+        self.timer = self.timer.min(due);
     }
 
     fn retransmit(&mut self, cx: &mut Context<'_>) -> bool {

@@ -422,6 +422,17 @@ impl Outgoing {
         due.min().unwrap_or(Time::NEVER)
     }
 
+    /// Has what would wait for longer than `longest` wait for one timeout, and returns when the first of it is due.
+    pub(super) fn hasten(&mut self, now: Time, rto: Duration, longest: Duration) -> Time {
+        let is_slow = |open: &&mut Open| open.due != Time::NEVER && open.due > now + longest;
+        let slow = self.open.iter_mut().flatten().filter(is_slow);
+        let due = slow.map(|open| {
+            open.due = now + spread(rto, open.jitter);
+            open.due
+        });
+        due.min().unwrap_or(Time::NEVER)
+    }
+
     /// Requests whose deadline has passed, oldest first.
     pub(super) fn expired(&self, now: Time) -> Vec<MessageToken> {
         self.tokens(|request| request.deadline <= now)
@@ -466,9 +477,10 @@ impl Outgoing {
 }
 
 impl Open {
-    /// The round trip of an acknowledgement that arrives now, by Karn's rule only of what was sent once.
+    /// The round trip of an acknowledgement that arrives now, by Karn's rule only of what was sent once; and was not due
+    /// again, or the time that this process slept would count.
     pub(super) fn round_trip(&self, now: Time) -> Option<Duration> {
-        (self.transmissions == 1).then(|| now.since(self.first_sent))
+        (self.transmissions == 1 && now <= self.due).then(|| now.since(self.first_sent))
     }
 
     /// Counts a transmission that leaves now, and waits for what answers it.

@@ -1,6 +1,8 @@
 //! Handshakes that others start, in the order of protocol section 4: shape, budget, keys, slot, and only then the curve.
 use alloc::boxed::Box;
 
+use rand_chacha::rand_core::Rng;
+
 use super::{
     Net, Origin,
     session::{Control, HalfOpen, Keepalive, Path, Proof, Session, State},
@@ -17,7 +19,11 @@ use crate::{
     },
     stats::Drop,
     time::{Duration, Time},
-    wire::packet::{Init, RespPayload, Suite},
+    wire::{
+        bundle::{Element, elements},
+        frame::Frame,
+        packet::{Init, RespPayload, Suite},
+    },
 };
 
 /// A session heard within this time is never evicted for another of the same peer.
@@ -27,6 +33,9 @@ const COOKIE_ROTATION: Duration = Duration::from_secs(120);
 
 /// PROVE comes with the first packet of a session, or not at all: what it is checked with is a secret, and 100 bytes.
 const PROVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of a PATH_CHALLENGE frame.
+const CHALLENGE_LEN: usize = 1 + 8;
 
 /// What the table of half-open handshakes says of an INIT.
 enum Standing {
@@ -171,6 +180,7 @@ impl Net {
             ephemeral: *init.ephemeral,
             resp,
             answered: [Some(origin.path()), None, None, None],
+            challenge: None,
             expires: now + self.config.timers.half_open,
             hash: *established.hash(),
         };
@@ -216,6 +226,42 @@ impl Net {
         self.table.index_peer_token(id);
         self.send_back(now, origin, init.src, &resp);
         self.arm(id);
+    }
+
+    /// The first packet of a session whose INIT came from several places: the one that it comes from is asked to show that
+    /// it is there, and the packet counts as lost; it is repeated. True if there is nothing more to do about it.
+    pub(super) fn challenge_place(
+        &mut self,
+        now: Time,
+        id: SessionId,
+        origin: Origin,
+        (plain, len): (&[u8], usize),
+    ) -> bool {
+        let (path, fresh) = (origin.path(), self.rng.next_u64().to_be_bytes());
+        let Some(session) = self.table.get_mut(id) else { return true };
+        let State::HalfOpen(half_open) = &mut session.state else { return false };
+        if !half_open.is_ambiguous() {
+            return false;
+        }
+        let is_answer = |data: [u8; 8]| {
+            let response = Element::Frame(Frame::PathResponse(data));
+            elements(plain).is_ok_and(|mut elements| elements.any(|element| element == response))
+        };
+        match half_open.challenge {
+            Some((there, data)) if there == path && is_answer(data) => {
+                half_open.answered = [Some(path), None, None, None];
+            }
+            _ => {
+                // No more than came: an honest first packet holds a PING, which is padded to pay for this.
+                let pays =
+                    session.secure.as_ref().is_some_and(|secure| secure.sealed_len(CHALLENGE_LEN) <= len);
+                half_open.challenge = Some((path, fresh));
+                if pays {
+                    self.send_frame(now, id, path, &Frame::PathChallenge(fresh));
+                }
+            }
+        }
+        true
     }
 
     /// The first packet under the new keys: the peer is who it says, and it is there.

@@ -147,7 +147,7 @@ impl Net {
         if connecting.sent == 0 {
             connecting.first_sent = now;
         }
-        connecting.sent += 1;
+        connecting.sent = connecting.sent.saturating_add(1);
         connecting.next = match INIT_SCHEDULE.get(usize::from(connecting.sent)) {
             Some(after) => connecting.first_sent + *after + jitter,
             None => Time::NEVER,
@@ -211,7 +211,7 @@ impl Net {
         else {
             return self.stats.drop(Drop::BadHandshake);
         };
-        let rtt = (connecting.sent == 1).then(|| now.since(connecting.first_sent));
+        let rtt = connecting.round_trip(now);
         session.secure = Some(Box::new(Secure::new(&established)));
         session.state = State::Up;
         session.max_udp = super::max_udp(established.resp.max_udp);

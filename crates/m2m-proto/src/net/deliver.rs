@@ -66,14 +66,19 @@ impl Net {
         if matches!(session.state, State::Closing { .. }) {
             return self.answer_closed(now, id, origin, plain);
         }
+        // All of it, or none: nothing of a packet acts before it is known to be well formed.
+        let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        if is_first && self.challenge_place(now, id, origin, (plain, len)) {
+            return;
+        }
         let id = if is_first { self.first_packet(now, id, origin, plain) } else { id };
         let Some(session) = self.table.get_mut(id) else { return };
         session.last_heard = now;
         session.confirmed = true;
+        session.line.heard(now, &self.line_config);
         if is_rekeying {
             self.on_opened(now, id, generation);
         }
-        let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
         // One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
         let (mut challenge, mut response, mut only_probes) = (None, None, true);
         let mut key_exchange = None;
@@ -178,7 +183,7 @@ impl Net {
         while let Some(event) = self.table.get_mut(id).and_then(|session| session.line.poll_event()) {
             if let LineEvent::Failed { user, reason, .. } = event {
                 let why = match (reason, end) {
-                    (_, None) if not_up.is_some() => {
+                    (Failure::NotSent, None) if not_up.is_some() => {
                         RequestError::NotSent(not_up.unwrap_or(ConnectError::Unreachable))
                     }
                     (Failure::NotSent, Some(why)) => RequestError::NeverLeft(why),
@@ -262,7 +267,7 @@ impl Net {
             secure.answered(Pn(asked.first_pn));
         }
         let rtt = now.since(asked.first_sent);
-        if asked.sent == 1 {
+        if let Some(rtt) = asked.round_trip(now) {
             session.line.add_round_trip(now, rtt);
         }
         session.keepalive.last_answer = now;

@@ -253,8 +253,8 @@ impl Net {
         let Some(asked) = session.control.answered(req, |ask| matches!(ask, Ask::Register { .. })) else {
             return;
         };
-        if asked.sent == 1 {
-            session.line.add_round_trip(now, now.since(asked.first_sent));
+        if let Some(rtt) = asked.round_trip(now) {
+            session.line.add_round_trip(now, rtt);
         }
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));

@@ -33,7 +33,7 @@ use crate::{
 const AMPLIFICATION: u32 = 3;
 /// The same from nets that keep a registry or relay, which everybody can reach.
 const AMPLIFICATION_OF_HOSTS: u32 = 1;
-/// And never more than this, however much came (DESIGN: one packet's worth).
+/// And never more than this, however much came (one packet's worth).
 const MOST_BYTES: u32 = MAX_DATAGRAM as u32;
 /// So often a candidate is challenged, and a former place is tried while the new one is silent.
 const TRIES: u8 = 3;

@@ -74,6 +74,7 @@ impl Net {
         let (ephemeral, hash) = (established.ephemeral.clone(), *established.hash());
         pin.awaiting = Some(Awaiting { ephemeral, hash });
         session.control.ask(Ask::Prove, now);
+        session.control.hold_back();
         true
     }
 
@@ -92,6 +93,7 @@ impl Net {
         pin.awaiting = None;
         let was_known = core::mem::replace(&mut pin.is_known, true);
         session.control.asks.retain(|ask| ask.what != Ask::Prove);
+        session.control.let_go(now);
         let peer = session.peer;
         if !was_known {
             self.event(Event::Connected { session: id, peer });

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// At most one new handshake in this time, whatever hints come (protocol, section 3.5).
+/// At most one new handshake in this time, whatever hints come (protocol, section 9).
 const PAUSE: Duration = Duration::from_secs(5);
 /// A question that was repeated so often without an answer is no chance any more (protocol, section 9).
 const UNANSWERED_REPETITIONS: u8 = 3;
@@ -258,7 +258,7 @@ impl Net {
             return;
         };
         let connecting = &mut attempt.connecting;
-        connecting.sent += 1;
+        connecting.sent = connecting.sent.saturating_add(1);
         let after = INIT_SCHEDULE.get(usize::from(connecting.sent));
         connecting.next = after.map_or(Time::NEVER, |after| connecting.first_sent + *after);
         if let Some(way) = way {
@@ -337,14 +337,15 @@ impl Net {
             return self.stats.drop(Drop::Replayed);
         };
         let (path, peer) = (origin.path(), session.peer);
-        let established = attempt.connecting.handshake.read_resp(resp).ok().filter(|established| {
-            established.resp.max_udp >= super::MIN_MAX_UDP
-                && established.peer == peer
-                && attempt.paths.contains(&Some(path))
-        });
+        // The cheap question first.
+        let is_from_there = attempt.paths.contains(&Some(path));
+        let read = || attempt.connecting.handshake.read_resp(resp).ok();
+        let established = is_from_there
+            .then(read)
+            .flatten()
+            .filter(|established| established.resp.max_udp >= super::MIN_MAX_UDP && established.peer == peer);
         let Some(established) = established else { return self.stats.drop(Drop::BadHandshake) };
-        let only_one = attempt.connecting.sent == 1;
-        let rtt = only_one.then(|| now.since(attempt.connecting.first_sent));
+        let rtt = attempt.connecting.round_trip(now);
         if let Some(secure) = &session.secure {
             let resume = opener.resume.get_or_insert_default();
             resume.name(secure.resume_key(), established.hash());
@@ -379,24 +380,30 @@ impl Net {
     }
 
     /// The session of this net that a new one means to go on with, which names it by one of the tags in its first
-    /// packet; and whether that was the first of them.
-    pub(super) fn resumed_by(&self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
+    /// packet; and whether that was the first of them. Those among the named that never came up are void: what their
+    /// initiator said in them it says in the new one, and a copy that comes late must not bring them up.
+    pub(super) fn resumed_by(&mut self, new: SessionId, plain: &[u8]) -> Option<(SessionId, bool)> {
         let fresh = self.table.get(new)?;
         let State::HalfOpen(half_open) = &fresh.state else { return None };
         let tags = elements(plain).ok()?.filter_map(|element| match element {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
         });
+        let (mut meant, mut void) = (None, Vec::new());
         for (n, tag) in tags.take(MAX_TAGS).enumerate() {
-            let is_meant = |session: &Session| {
-                let secure = session.secure.as_ref().filter(|_| session.role == Role::Responder);
-                session.is_up() && secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
+            let has_tag = |(id, session): &(SessionId, &Session)| {
+                let secure =
+                    session.secure.as_ref().filter(|_| session.role == Role::Responder && *id != new);
+                secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
             };
-            if let Some((id, _)) = self.table.of_peer(fresh.peer).find(|(_, session)| is_meant(session)) {
-                return Some((id, n == 0));
+            match self.table.of_peer(fresh.peer).find(has_tag) {
+                Some((id, session)) if session.is_up() => meant = meant.or(Some((id, n == 0))),
+                Some((id, Session { state: State::HalfOpen(_), .. })) => void.push(id),
+                _ => {}
             }
         }
-        None
+        void.into_iter().for_each(|id| drop(self.table.remove(id)));
+        meant
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and
@@ -442,7 +449,11 @@ impl Net {
 
     /// The responder says what it remembers.
     pub(super) fn on_resumed(&mut self, now: Time, id: SessionId, memory: Memory, mem: u32) {
-        let Some((session, mut cx)) = self.line_of(now, id) else { return };
+        let Some((session, mut cx)) = self.line_of(now, id).filter(|(session, _)| !session.is_unproven())
+        else {
+            // Whoever it is that says so: the device, if it is the one, says it again.
+            return;
+        };
         let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
         match memory {
             Memory::WHOLE => session.line.remembered(),

@@ -254,7 +254,7 @@ impl Net {
     /// A packet has left: perhaps it is time for new keys.
     pub(super) fn rekey_if_due(&mut self, now: Time, id: SessionId) {
         let (packets, interval) = (self.config.limits.rekey_packets, self.config.timers.rekey_interval);
-        let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return };
+        let Some(session) = self.table.get_mut(id).filter(|session| session.is_open()) else { return };
         let Some(secure) = session.secure.as_mut() else { return };
         if !secure.is_rekey_due(now, packets, interval) || secure.is_prepared() {
             return;
@@ -279,7 +279,7 @@ impl Net {
 
     /// Starts what waits, and asks again for what has no answer. Called before a session's packets leave.
     pub(super) fn renew(&mut self, now: Time, id: SessionId) {
-        let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return };
+        let Some(session) = self.table.get(id).filter(|session| session.is_open()) else { return };
         let (Some(renewal), Some(secure)) = (&session.renewal, &session.secure) else { return };
         let begins = renewal.asked.is_none() && !renewal.wishes.is_empty() && !secure.is_prepared();
         let ephemeral = begins.then(|| self.ephemeral());

@@ -61,6 +61,13 @@ pub(crate) struct Connecting {
     pub(crate) found: Option<FoundStatus>,
 }
 
+impl Connecting {
+    /// The round trip of a RESP that arrives now, if INIT was sent once, and was not due again.
+    pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (self.sent == 1 && now <= self.next).then(|| now.since(self.first_sent))
+    }
+}
+
 /// A handshake that a peer started, until its first packet under the new keys.
 pub(crate) struct HalfOpen {
     pub(crate) stoken: Token,
@@ -69,6 +76,8 @@ pub(crate) struct HalfOpen {
     pub(crate) resp: [u8; 104],
     /// Where the answer went to, the latest first.
     pub(crate) answered: [Option<Path>; 4],
+    /// The place of several that was asked to show that it is there, and with what.
+    pub(crate) challenge: Option<(Path, [u8; 8])>,
     pub(crate) expires: Time,
     /// The handshake's final hash, for a proof of our device key.
     pub(crate) hash: [u8; 32],
@@ -80,6 +89,11 @@ impl HalfOpen {
             self.answered.rotate_right(1);
             self.answered[0] = Some(path);
         }
+    }
+
+    /// Who has RESP from one place has it for all: of several none is proven by that.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        self.answered.iter().flatten().count() > 1
     }
 
     /// What a proof of our device key is made from.
@@ -213,6 +227,14 @@ pub(crate) struct Asking {
     pub(crate) due: Time,
 }
 
+impl Asking {
+    /// The round trip of an answer that arrives now: of what was sent once (Karn's rule), and was not due again, or the
+    /// time that this process slept would count.
+    pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (self.sent == 1 && now <= self.due).then(|| now.since(self.first_sent))
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask {
     Ping {
@@ -283,7 +305,18 @@ impl Control {
 
     /// All questions leave again, under new keys, as if for the first time.
     pub(crate) fn ask_again(&mut self, now: Time) {
-        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due) = (0, now));
+        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due, ask.first_pn) = (0, now, u64::MAX));
+    }
+
+    /// Whoever is at the other end has to prove first that it is the one meant: what is not about that waits.
+    pub(crate) fn hold_back(&mut self) {
+        let may_leave = |ask: &Ask| matches!(ask, Ask::Ping { .. } | Ask::Probe | Ask::Prove);
+        self.asks.iter_mut().filter(|ask| !may_leave(&ask.what)).for_each(|ask| ask.due = Time::NEVER);
+    }
+
+    /// It has.
+    pub(crate) fn let_go(&mut self, now: Time) {
+        self.asks.iter_mut().filter(|ask| ask.due == Time::NEVER).for_each(|ask| ask.due = now);
     }
 
     /// Asks, unless the same question is open already.

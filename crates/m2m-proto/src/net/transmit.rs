@@ -263,6 +263,10 @@ impl Net {
             }
             super::State::Up => {}
         }
+        if tell.is_some() || !matches!(why, CloseReason::Peer(_)) {
+            // The peer may not hear of it, and ask again what ran here.
+            self.memory_since = self.memory_since.max(session.last_request);
+        }
         if let Some(code) = tell {
             // What is ready goes first: an answer given just before the close is not lost by it.
             if why != CloseReason::KeyLimit {
@@ -284,10 +288,6 @@ impl Net {
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
     pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if !matches!(why, CloseReason::Peer(_)) {
-            // The peer may not hear of it, and ask again what ran here.
-            self.memory_since = self.memory_since.max(session.last_request);
-        }
         session.opener = None;
         let (peer, host) = (session.peer, session.host.take());
         let asks = core::mem::take(&mut session.control.asks);

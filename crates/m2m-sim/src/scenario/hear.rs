@@ -52,15 +52,17 @@ impl Run<'_> {
                 self.still_up(net, session, peer);
             }
             Event::HostConnected { .. } => self.world.count("registrations told"),
-            Event::HostDisconnected { host, .. } => self.resolve(net, host),
+            Event::HostDisconnected { host, .. } => {
+                self.world.count("hosts lost");
+                self.resolve(net, host);
+            }
             Event::HostRefused { .. } => self.world.count("registrations refused"),
             _ => {}
         }
     }
 
     /// A driver asks where its host's name leads to now.
-    fn resolve(&mut self, net: NetIndex, host: Id) {
-        self.world.count("hosts lost");
+    pub(super) fn resolve(&mut self, net: NetIndex, host: Id) {
         let Some(place) = self.hosts().into_iter().find(|known| id_of(*known) == host) else { return };
         let address = self.world.address(place);
         self.world.command(net, |machine, now| machine.set_host_addresses(now, host, &[address]));

@@ -150,6 +150,7 @@ impl World {
             }
             Some(Meddle::Divert(stranger)) => {
                 self.count("datagrams diverted by the attacker");
+                self.watch.is_relay(stranger);
                 self.fly(&mut dice, (stranger, to), bytes, genuine, Duration::ZERO);
             }
             None => self.fly(&mut dice, (from, to), bytes, genuine, Duration::ZERO),

@@ -2,6 +2,7 @@
 mod amplification;
 mod corpus;
 mod handshake;
+mod impostors;
 mod keepalive;
 mod limits;
 mod netkey;

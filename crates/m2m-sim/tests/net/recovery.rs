@@ -380,3 +380,36 @@ fn outages_and_loss_never_make_a_request_run_twice() {
         assert!(ran.len() > 8, "seed {seed}: only {} ran", ran.len());
     }
 }
+
+/// The session came up at its responder by a late copy of its first packet, after its initiator had opened it anew and had
+/// said everything again.
+#[test]
+fn a_first_packet_that_comes_after_the_session_was_opened_anew_runs_nothing() {
+    let mut world = World::new(11);
+    let (client, server) = (world.add(World::config(2)), world.add(World::config(3)));
+    let (at_client, at_server) = (world.address(client), world.address(server));
+    world.run(3 * SECOND);
+    world.overheard = Some(std::collections::VecDeque::new());
+    let session = world.command(client, |net, now| {
+        net.connect(now, World::id(3), &PeerKey::Net(World::key(3)), world_route(server)).unwrap()
+    });
+    post(&mut world, client, session, 1);
+    // RESP is on its way; the attacker keeps the first packet that answers it.
+    world.run(RTT / 2);
+    world.cut_one_way.push((client, server));
+    world.wait_for(client, SECOND, |event| matches!(event, Event::Connected { .. }).then_some(()));
+    world.cut_one_way.clear();
+    let first = world.overheard.iter().flatten().next().cloned().expect("it left");
+    assert!(first.to == at_server && first.bytes[0] < 0x80, "{first:?}");
+
+    let mut hint = vec![0x95];
+    hint.extend_from_slice(&first.bytes[1..5]);
+    hint.extend_from_slice(first.bytes.last_chunk::<8>().unwrap());
+    world.inject(at_server, at_client, &hint);
+    let (incoming, _) = runs(&mut world, server, SECOND);
+    world.replay(&first, at_client, at_server, &first.bytes);
+    respond(&mut world, server, incoming);
+    assert_eq!(outcome(&mut world, client, 1, SECOND), Ok(()));
+    world.run(SECOND);
+    assert_eq!(requests_in(&mut world, server), 0, "it ran once");
+}

@@ -114,3 +114,22 @@ fn a_ping_that_is_overdue_is_not_repeated_without_end() {
     assert_eq!(world.watch.violations, [""; 0]);
     assert!(world.net(a).stats().datagrams_out < 20);
 }
+
+/// A process that slept while an answer waited in its socket took the sleep for the round trip, and then waited half a minute
+/// before it repeated what was lost.
+#[test]
+fn a_sleep_is_no_round_trip() {
+    let mut world = World::new(3);
+    let (a, b) = (world.add(World::config(2)), world.add(World::config(3)));
+    let to = world.address(b);
+    let session = world.command(a, |net, now| {
+        net.connect(now, World::id(3), &PeerKey::Net(World::key(3)), Route::Direct(to))
+            .expect("there is room")
+    });
+    world.suspend(a, false);
+    world.run(11 * SECOND);
+    world.resume(a, true);
+    world.run(SECOND);
+    let rtt = world.net(a).info(session).expect("it is up").rtt;
+    assert!(rtt.is_none_or(|rtt| rtt < SECOND), "{rtt:?}");
+}

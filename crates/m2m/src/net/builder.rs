@@ -172,7 +172,7 @@ impl NetBuilder {
             .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
         let machine = proto::Net::new(config, seed, Time::ZERO);
         let store = Store::new(kept.dir, claims, kept.own_key, self.strict);
-        let shared = Arc::new(Shared::new(machine, socket.clone(), store, std::time::Instant::now()));
+        let shared = Arc::new(Shared::new(machine, socket.clone(), store));
         shared.with(|state, now| state.set_unix_time(now));
         self.add_hosts(&shared, &socket)?;
         let (driven, driven_socket) = (shared.clone(), socket.clone());

@@ -1,4 +1,4 @@
-//! Where the hosts' names lead to: looked up when the net opens, and again whenever a host is lost.
+//! Where the hosts' names lead to: looked up when the net opens, again whenever a host is lost, and every few minutes.
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use m2m_proto::id::Id;
@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A failed look-up is tried again after this, doubling up to the longest wait.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// A name is looked up anew after this, whatever happens.
+const REFRESH: Duration = Duration::from_secs(300);
 
 /// A host as its user named it.
 pub(super) struct HostName {
@@ -85,7 +87,8 @@ async fn follow(
                     state.machine.set_host_addresses(now, id, &addresses);
                 });
                 wait = RETRY_MIN;
-                again.notified().await;
+                // Also now and then: nobody is told when a host that stands by, or a better one, is tried in vain.
+                let _ = timeout(REFRESH, again.notified()).await;
             }
             Err(why) => {
                 warn!("{why}; trying again in {} s", wait.as_secs());

@@ -25,6 +25,7 @@ use tokio::{
 use tracing::{debug, info, trace, warn};
 
 use super::{
+    clock::Clock,
     hosts::HostName,
     news::{self, HostState, NetEvent},
     socket::{self, Socket},
@@ -45,7 +46,7 @@ const EARLY_WAIT: Duration = Duration::from_secs(5);
 pub(crate) struct Shared {
     pub(crate) id: Id,
     state: Mutex<State>,
-    started: Instant,
+    clock: Clock,
     /// The driver has something to do earlier than it thinks.
     pub(super) wake: Notify,
     /// The disk finished something.
@@ -98,7 +99,7 @@ pub(crate) enum Waiter {
 }
 
 impl Shared {
-    pub(super) fn new(machine: net::Net, socket: Arc<Socket>, store: Store, started: Instant) -> Shared {
+    pub(super) fn new(machine: net::Net, socket: Arc<Socket>, store: Store) -> Shared {
         Shared {
             id: machine.id(),
             state: Mutex::new(State {
@@ -122,7 +123,7 @@ impl Shared {
                 handlers: JoinSet::new(),
                 background: JoinSet::new(),
             }),
-            started,
+            clock: Clock::new(),
             wake: Notify::new(),
             idle: Notify::new(),
             host: watch::Sender::new(HostState::None),
@@ -132,12 +133,12 @@ impl Shared {
     }
 
     pub(crate) fn now(&self) -> Time {
-        Time::from_micros(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+        self.clock.now()
     }
 
     /// When the machine's clock shows `time`.
     pub(super) fn instant(&self, time: Time) -> Option<Instant> {
-        self.started.checked_add(Duration::from_micros(time.as_micros()))
+        self.clock.instant(time)
     }
 
     /// The state as it is; the machine must not be changed through it, for nothing pumps afterwards.

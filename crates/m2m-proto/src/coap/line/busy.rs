@@ -167,6 +167,8 @@ impl Busy {
     pub(super) fn fail(&mut self, next_mid: Mid, token: MessageToken, reason: Failure, pool: &mut Pool) {
         let Some(request) = self.outgoing.forget(next_mid, token, pool) else { return };
         let reason = match (request.progress, reason) {
+            // On a path that takes less than the one that it left on before.
+            (_, Failure::TooLarge) if request.has_left => Failure::PeerForgot,
             (_, Failure::TooLarge) => Failure::TooLarge,
             (Progress::Waiting, _) if !request.has_left => Failure::NotSent,
             _ => reason,

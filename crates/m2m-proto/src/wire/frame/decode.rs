@@ -1,7 +1,7 @@
 //! From bytes to [`Frame`].
 use super::{
-    BUNDLE, CloseCode, Epoch, ErrorCode, FoundStatus, Frame, FrameError, KeyBytes, Memory, Label, MAX_CLOSE_TEXT,
-    MAX_PATH, MESSAGE, MIN_INNER, RegisterStatus, RelayFlags, Req, ShortId, kind,
+    BUNDLE, CloseCode, Epoch, ErrorCode, FoundStatus, Frame, FrameError, KeyBytes, Label, MAX_CLOSE_TEXT,
+    MAX_PATH, MESSAGE, MIN_INNER, Memory, RegisterStatus, RelayFlags, Req, ShortId, kind,
 };
 use crate::{
     id::Id,

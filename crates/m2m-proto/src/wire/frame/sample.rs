@@ -1,7 +1,7 @@
 //! Frames for tests: one of each kind out of arbitrary material.
 use super::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Memory, Label, MAX_PATH, MIN_INNER, RegisterStatus,
-    RelayFlags, Req, ShortId, kind,
+    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Label, MAX_PATH, MIN_INNER, Memory,
+    RegisterStatus, RelayFlags, Req, ShortId, kind,
 };
 use crate::id::Id;
 use alloc::{string::String, vec::Vec};

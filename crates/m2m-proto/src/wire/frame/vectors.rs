@@ -1,6 +1,7 @@
 //! docs/vectors/frames.txt: the bytes that freeze the wire, beside the frames that they are.
 use super::{
-    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Memory, Label, RegisterStatus, RelayFlags, Req, kind,
+    CloseCode, Epoch, ErrorCode, FoundStatus, Frame, KeyBytes, Label, Memory, RegisterStatus, RelayFlags,
+    Req, kind,
 };
 use crate::id::Id;
 use alloc::{vec, vec::Vec};

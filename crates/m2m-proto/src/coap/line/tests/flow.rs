@@ -45,9 +45,8 @@ fn nothing_new_is_sent_into_silence() {
     ask(&mut a, at(0), 30);
     let first = a.drain(at(0));
     assert_eq!(first.len(), 10);
-    let mut now = at(0);
     while a.line.next_timeout() < at(15_000) {
-        now = a.line.next_timeout();
+        let now = a.line.next_timeout();
         a.tick(now);
         let again = a.drain(now);
         assert!(
@@ -59,14 +58,14 @@ fn nothing_new_is_sent_into_silence() {
     assert_eq!(a.line.busy.as_ref().unwrap().congestion.window(256), 1);
     // One that gets through shows that the path is back: the others no longer hold up what never left.
     for step in 0..300 {
-        now = at(15_000 + step * 20);
+        let now = at(15_000 + step * 20);
         a.tick(now);
         exchange(now, &mut a, &mut b, |mid| mid.since(Mid(100)) < 5);
     }
     assert!(a.line.in_flight() <= 10 && a.events().is_empty());
     assert_eq!(a.line.busy.as_ref().unwrap().outgoing.waiting().0, 0);
     for step in 0..3000 {
-        now = at(21_000 + step * 20);
+        let now = at(21_000 + step * 20);
         a.tick(now);
         exchange(now, &mut a, &mut b, |_| false);
     }
