@@ -33,10 +33,7 @@ use crate::{
     error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
-    relay::{
-        budget::BucketTable,
-        registry::Registry,
-    },
+    relay::{budget::BucketTable, registry::Registry},
     session::{
         handshake::CookieSecret,
         keys::{DhSecret, EphemeralSeed, PeerKey, Role},
