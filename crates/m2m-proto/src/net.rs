@@ -10,7 +10,8 @@
 //!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
 //!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
-//!                                                            └─ rekey, renew_token   other keys, other tokens
+//!                                                            ├─ rekey, renew_token   other keys, other tokens
+//!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
 //! ```
 use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
