@@ -54,6 +54,8 @@ pub struct Line {
     rtt: RttEstimator,
     /// Nothing is due before; what was due then may be done by now.
     timer: Time,
+    /// New sessions that the peer hasn't said yet of whether it remembers what was before: a line at rest counts them too.
+    renewals: u8,
     busy: Option<Box<Busy>>,
 }
 
@@ -68,6 +70,7 @@ impl Line {
             ring: Ring::default(),
             rtt: RttEstimator::default(),
             timer: Time::NEVER,
+            renewals: 0,
             busy: None,
         }
     }
@@ -240,7 +243,7 @@ impl Line {
                 let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { return };
                 if open.transmissions == 0 {
                     open.first_sent = cx.now;
-                    open.sent_in = busy.renewals;
+                    open.sent_in = self.renewals;
                     open.jitter = cx.rng.next_u32();
                 }
                 open.first_packet = open.first_packet.or(Some(packet));

@@ -28,8 +28,6 @@ pub(super) struct Busy {
     pub(super) events: VecDeque<LineEvent>,
     /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
     pub(super) is_patient: bool,
-    /// New sessions that the peer hasn't said yet of whether it remembers what was before.
-    pub(super) renewals: u8,
     pub(super) congestion: Congestion,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
@@ -153,10 +151,17 @@ impl Busy {
         }
     }
 
-    /// A request of ours arrived, and its response follows. Its bytes stay if it may have to be sent again.
-    pub(super) fn acknowledged(&mut self, token: MessageToken, bytes: Vec<u8>, pool: &mut Pool) {
+    /// A request of ours arrived after so many renewals, and its response follows. Its bytes stay if it may have to be
+    /// sent again.
+    pub(super) fn acknowledged(
+        &mut self,
+        token: MessageToken,
+        renewals: u8,
+        bytes: Vec<u8>,
+        pool: &mut Pool,
+    ) {
         let Some(request) = self.outgoing.requests.get_mut(&token) else { return pool.give(bytes) };
-        (request.progress, request.acked_in) = (Progress::Acked, self.renewals);
+        (request.progress, request.acked_in) = (Progress::Acked, renewals);
         if request.is_repeatable {
             request.kept = Some(bytes);
         } else {

@@ -168,7 +168,7 @@ impl Line {
         busy.congestion.acknowledged(cx.now, open.last_sent, cx.config.window);
         let answered = open.first_packet;
         match purpose {
-            Purpose::Request(token) => busy.acknowledged(token, open.bytes, cx.pool),
+            Purpose::Request(token) => busy.acknowledged(token, self.renewals, open.bytes, cx.pool),
             Purpose::Notification(user) => {
                 cx.pool.give(open.bytes);
                 busy.events.push_back(LineEvent::Notified { user });

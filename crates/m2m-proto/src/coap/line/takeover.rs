@@ -31,9 +31,7 @@ impl Line {
 
     /// The session has new keys, and the peer hasn't said yet whether it remembers this line.
     pub fn renewed(&mut self) {
-        if let Some(busy) = &mut self.busy {
-            busy.renewals = busy.renewals.saturating_add(1);
-        }
+        self.renewals = self.renewals.saturating_add(1);
         self.take_back(|open, is_repeatable| match open.purpose {
             Purpose::Request(_) => open.transmissions > 0 && !is_repeatable,
             Purpose::Response | Purpose::Notification(_) => true,
@@ -76,11 +74,13 @@ impl Line {
 
     /// The peer remembers: what was held leaves.
     pub fn remembered(&mut self) {
+        self.renewals = 0;
         let Some(busy) = &mut self.busy else { return };
         for mid in busy.held(self.next_mid) {
             busy.release(self.next_mid, mid);
         }
-        busy.settle();
+        // The peer has answered: all that is open now is of one session.
+        busy.outgoing.settle();
     }
 
     /// The peer has forgotten: what was held and must not run twice fails, what was acknowledged is sent as if for the
@@ -88,7 +88,7 @@ impl Line {
     /// requests that it took: what first left within that time was not one of them.
     pub fn forgotten(&mut self, cx: &mut Context<'_>, memory: Duration) {
         let now = cx.now;
-        let renewals = self.busy.as_ref().map_or(0, |busy| busy.renewals);
+        let renewals = self.renewals;
         self.start_over(cx, |open| now.since(open.first_sent) < memory, |acked_in| acked_in < renewals);
     }
 
@@ -104,6 +104,7 @@ impl Line {
         may_leave: impl Fn(&Open) -> bool,
         is_forgotten: impl Fn(u8) -> bool,
     ) {
+        self.renewals = 0;
         self.ring = Ring::default();
         let Some(busy) = &mut self.busy else { return };
         busy.ready.retain(|ready| !matches!(ready, Ready::NonConfirmable { request: None, .. }));
@@ -126,7 +127,8 @@ impl Line {
         {
             busy.repeat_or_fail(self.next_mid, token, cx);
         }
-        busy.settle();
+        // The peer has answered: all that is open now is of one session.
+        busy.outgoing.settle();
     }
 }
 
@@ -139,12 +141,6 @@ impl Busy {
         if let Some(open) = self.outgoing.get_mut(next_mid, mid) {
             open.is_held = false;
         }
-    }
-
-    /// The peer has answered: all that is open now is of one session.
-    fn settle(&mut self) {
-        self.renewals = 0;
-        self.outgoing.settle();
     }
 
     fn repeat_or_fail(&mut self, next_mid: Mid, token: MessageToken, cx: &mut Context<'_>) {
