@@ -14,8 +14,8 @@ flags may stand in M2M_ID, M2M_HOST, M2M_STATE_DIR, M2M_TIMEOUT, M2M_JSON, or in
 m2m/config.toml below ~/.config. A flag wins over the environment, that over the file. In a
 variable, several hosts, or their keys, have commas between them.
 
-Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx, 5 the
-peer answered 5.xx, 6 authentication, 7 configuration.";
+Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx,
+5 the peer answered 5.xx, 6 authentication, 7 configuration.";
 
 /// What stands below `--help`, besides.
 const CONFIGURATION: &str = "\
@@ -182,6 +182,9 @@ pub(crate) struct Server {
 #[derive(Subcommand)]
 pub(crate) enum ServerTask {
     /// Show and change which device key each id belongs to, while the host runs or not
+    ///
+    /// What `pin` and `forget` change takes effect when a device opens its next session with the host: one that is
+    /// registered now stays so until then.
     #[command(subcommand)]
     Claims(Claims),
 }
