@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[expect(dead_code, reason = "the other target runs the other half")]
+#[expect(dead_code, reason = "the other targets run the rest")]
 mod script;
 
-fuzz_target!(|bytes: &[u8]| script::net(bytes));
+fuzz_target!(|bytes: &[u8]| script::nets::run(bytes));

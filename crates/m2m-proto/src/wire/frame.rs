@@ -7,7 +7,7 @@
 //!
 //! A frame ends where its packet or its bundle element ends. What a body holds beyond the fields known here is
 //! ignored, what is shorter is malformed.
-use crate::id::Id;
+use crate::{id::Id, wire::packet::ResetHint};
 use alloc::vec::Vec;
 use core::{fmt, net::SocketAddr};
 
@@ -63,8 +63,8 @@ pub(super) const MESSAGE: core::ops::RangeInclusive<u8> = 0x40..=0x7F;
 
 /// Bytes that a RELAY frame puts before the packet inside it (section 10.1).
 pub const RELAY_OVERHEAD: usize = 1 + 1 + 1 + 2 * Id::LEN;
-/// Bytes of the smallest packet that a RELAY may hold: a short one of suite 4 with one byte inside (section 3).
-pub const MIN_INNER: usize = 16;
+/// Bytes of the smallest packet that a RELAY may hold, a RESET-HINT (section 5.2).
+pub const MIN_INNER: usize = ResetHint::LEN;
 /// Bytes of the longest text in a CLOSE (section 5.1).
 pub const MAX_CLOSE_TEXT: usize = 64;
 /// The most short ids in the path of a REGISTERED (section 5.2).

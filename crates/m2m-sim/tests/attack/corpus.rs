@@ -20,10 +20,15 @@ fn replay(target: &str, run: fn(&[u8])) {
 
 #[test]
 fn nets_survive_their_corpus() {
-    replay("net", script::net);
+    replay("net", script::nets::run);
 }
 
 #[test]
 fn handshakes_survive_their_corpus() {
-    replay("handshake", script::handshake);
+    replay("handshake", script::handshake::run);
+}
+
+#[test]
+fn a_net_survives_what_an_authentic_peer_said() {
+    replay("session", script::peer::run);
 }

@@ -232,6 +232,29 @@ fn a_rebooted_device_behind_a_host_is_found_by_its_hint_through_the_host() {
     assert_eq!(recovered(&mut world, app, SECOND), (session, false));
 }
 
+/// A hint is the smallest packet that a relay carries.
+#[test]
+fn a_hint_passes_a_host() {
+    let mut world = World::new(6);
+    let host = world.add_host(1);
+    let (device, app) = (world.add_guest(2, host, 1), world.add_guest(3, host, 1));
+    world.run(SECOND);
+    let session = world.command(app, |net, now| {
+        net.connect(now, World::id(2), &PeerKey::Net(World::key(2)), Route::Host).unwrap()
+    });
+    world.run(SECOND);
+    world.kill(device);
+    world.start(device, World::config(2));
+    world.join(device, host, 1);
+    world.run(RTT * 10);
+    let before = world.net(app).stats().recoveries;
+    post(&mut world, app, session, 1);
+    // Packet, hint, INIT, RESP: two round trips of two hops.
+    world.run(RTT * 5);
+    assert_eq!(world.net(host).stats().dropped(Drop::BadFrame), 0);
+    assert_eq!(world.net(app).stats().recoveries, before + 1);
+}
+
 #[test]
 fn a_device_is_registered_again_at_once_when_its_host_has_forgotten() {
     let mut world = World::new(7);
