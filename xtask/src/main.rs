@@ -19,6 +19,8 @@ cargo xtask sim --script FILE              a failure of it that was written down
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
 cargo xtask bench                          the core's benchmarks
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
+cargo xtask flood [KIND...] [--rounds N]   what floods cost those who are served
+cargo xtask flood memory                   a million packets of each kind, and what the machine keeps of them
 cargo xtask model                          the symbolic model of the handshake, if ProVerif is installed
 cargo xtask help                           this text
 
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         Some((&"rekey", [])) => {
             Ok(cargo(&["test", "--release", "--package", "m2m-proto", "--test", "rekeys"]))
         }
+        Some((&"flood", ["memory"])) => Ok(flood_memory()),
+        Some((&"flood", options)) => Ok(flood(options)),
         Some((&"model", models)) => Ok(run(Command::new("sh").arg("docs/model/run.sh").args(models))),
         Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
         Some((&("help" | "--help" | "-h"), _)) | None => {
@@ -79,6 +83,20 @@ fn sim(options: &[&str]) -> Result<Outcome, String> {
         return Err("sim needs --seeds N".into());
     }
     Ok(cargo(&command))
+}
+
+/// Floods a host on real sockets; the program itself knows its options.
+fn flood(options: &[&str]) -> Outcome {
+    let mut command = vec!["bench", "--package", "m2m", "--bench", "flood", "--"];
+    command.extend(options);
+    cargo(&command)
+}
+
+/// The test of the machine's memory, at length.
+fn flood_memory() -> Outcome {
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let words = ["test", "--release", "--package", "m2m-proto", "--test", "floods", "--", "--nocapture"];
+    run(Command::new(program).args(words).env("M2M_FLOOD_PACKETS", "1000000"))
 }
 
 /// The number that an option needs after it, still as text: it goes on to another program.

@@ -8,12 +8,14 @@ use m2m::names::{Endpoint, PeerName};
 
 /// What stands below `-h`.
 const ENVIRONMENT: &str = "\
-Keys come from files or the environment (M2M_KEY, M2M_HOST_KEY, M2M_PEER_KEY in hex; M2M_KEY_FILE, M2M_HOST_KEY_FILE,
-M2M_PEER_KEY_FILE), never from the command line. The other flags may stand in M2M_ID, M2M_HOST, M2M_STATE_DIR,
-M2M_TIMEOUT, M2M_JSON, or in m2m/config.toml below ~/.config. A flag wins over the environment, that over the file.
+Keys come from files or the environment (M2M_KEY, M2M_HOST_KEY, M2M_PEER_KEY in hex;
+M2M_KEY_FILE, M2M_HOST_KEY_FILE, M2M_PEER_KEY_FILE), never from the command line. The other
+flags may stand in M2M_ID, M2M_HOST, M2M_STATE_DIR, M2M_TIMEOUT, M2M_JSON, or in
+m2m/config.toml below ~/.config. A flag wins over the environment, that over the file. In a
+variable, several hosts, or their keys, have commas between them.
 
-Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx, 5 the peer answered 5.xx,
-6 authentication, 7 configuration.";
+Exit codes: 0 ok, 1 other, 2 usage, 3 timeout or unreachable, 4 the peer answered 4.xx,
+5 the peer answered 5.xx, 6 authentication, 7 configuration.";
 
 /// What stands below `--help`, besides.
 const CONFIGURATION: &str = "\
@@ -22,8 +24,8 @@ or M2M_CONFIG names. All lines may be missing; relative paths start at the file'
 
     id = \"3\"                        # as --id
     key_file = \"app.key\"            # as --key-file
-    host = \"1@relay.example:9527\"   # as --host
-    host_key_file = \"host.key\"      # as --host-key-file
+    host = \"1@relay.example:9527\"   # as --host; several: [\"1@a.example\", \"8@b.example\"]
+    host_key_file = \"host.key\"      # as --host-key-file; one for each: [\"a.key\", \"b.key\"]
     peer_key_file = \"dev.key\"       # as --peer-key-file
     state_dir = \"state\"             # as --state-dir
     timeout = 30                    # as --timeout
@@ -58,12 +60,12 @@ pub(crate) struct Globals {
     /// This net's key
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
-    /// The host to register with and to reach peers through
-    #[arg(long, global = true, value_name = "[ID@]NAME[:PORT]")]
-    pub(crate) host: Option<Endpoint>,
-    /// The host's key [default: this net's own, one key for the fleet]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(crate) host_key_file: Option<PathBuf>,
+    /// A host to register with and to reach peers through; may be given several times, the first is preferred
+    #[arg(long = "host", global = true, value_name = "[ID@]NAME[:PORT]")]
+    pub(crate) hosts: Vec<Endpoint>,
+    /// The hosts' key, or one for each --host in the same order [default: this net's own, one key for the fleet]
+    #[arg(long = "host-key-file", global = true, value_name = "FILE")]
+    pub(crate) host_key_files: Vec<PathBuf>,
     /// The peer's key, or a pair key for it [default: this net's own]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) peer_key_file: Option<PathBuf>,
@@ -180,6 +182,9 @@ pub(crate) struct Server {
 #[derive(Subcommand)]
 pub(crate) enum ServerTask {
     /// Show and change which device key each id belongs to, while the host runs or not
+    ///
+    /// What `pin` and `forget` change takes effect when a device opens its next session with the host: one that is
+    /// registered now stays so until then.
     #[command(subcommand)]
     Claims(Claims),
 }

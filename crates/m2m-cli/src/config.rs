@@ -3,8 +3,8 @@
 //! ```toml
 //! id = "3"
 //! key_file = "app.key"                # relative to this file's folder
-//! host = "1@relay.example:9527"
-//! host_key_file = "host.key"
+//! host = "1@relay.example:9527"       # several: ["1@a.example", "8@b.example"], the first is preferred
+//! host_key_file = "host.key"          # for all of them; one for each: ["a.key", "b.key"]
 //! peer_key_file = "dev.key"
 //! state_dir = "state"
 //! timeout = 30
@@ -37,8 +37,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Settings {
     pub(crate) id: Option<Id>,
     pub(crate) key: Option<KeySource>,
-    pub(crate) host: Option<Endpoint>,
-    pub(crate) host_key: Option<KeySource>,
+    /// The first is preferred.
+    pub(crate) hosts: Vec<Endpoint>,
+    /// None, one for all hosts, or one for each, in their order: [`Settings::hosts_and_keys`] checks that.
+    host_keys: Vec<KeySource>,
     pub(crate) peer_key: Option<KeySource>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) timeout: Duration,
@@ -65,8 +67,9 @@ impl Settings {
         Ok(Settings {
             id: pick(flags.id, env.parse("M2M_ID", parse_id)?, file.id),
             key: key(flags.key_file.clone(), &env, "M2M_KEY", file.key_file)?,
-            host: pick(flags.host.clone(), env.parse("M2M_HOST", parse_endpoint)?, file.host),
-            host_key: key(flags.host_key_file.clone(), &env, "M2M_HOST_KEY", file.host_key_file)?,
+            hosts: pick(some(&flags.hosts), env.parse("M2M_HOST", parse_endpoints)?, file.hosts)
+                .unwrap_or_default(),
+            host_keys: keys(some(&flags.host_key_files), &env, "M2M_HOST_KEY", file.host_key_files)?,
             peer_key: key(flags.peer_key_file.clone(), &env, "M2M_PEER_KEY", file.peer_key_file)?,
             state_dir: flags.state_dir.clone().or(state_dir),
             timeout: pick(flags.timeout, env.parse("M2M_TIMEOUT", parse_seconds)?, file.timeout)
@@ -95,9 +98,26 @@ impl Settings {
         source.read()
     }
 
-    /// The host's key; without one of its own, this net's: one key for the fleet.
-    pub(crate) fn host_key(&self) -> Result<Key, Failure> {
-        self.key_or_own(self.host_key.as_ref(), "the host's key is needed: give --host-key-file FILE")
+    /// Each host with its key; without one of its own, this net's: one key for the fleet.
+    ///
+    /// # Errors
+    /// A key is missing, can't be read, or there are neither one nor as many as hosts.
+    pub(crate) fn hosts_and_keys(&self) -> Result<Vec<(Endpoint, Key)>, Failure> {
+        let (hosts, keys) = (self.hosts.len(), self.host_keys.len());
+        let hosts_with = |keys: Vec<Key>| self.hosts.iter().cloned().zip(keys).collect();
+        if keys <= 1 {
+            let missing = "the host's key is needed: give --host-key-file FILE";
+            let key = self.key_or_own(self.host_keys.first(), missing)?;
+            return Ok(hosts_with(vec![key; hosts]));
+        }
+        if keys != hosts {
+            let (hosts, keys) = (counted(hosts, "host"), counted(keys, "host key"));
+            return Err(Failure::Configuration(format!(
+                "{hosts} and {keys}: give one --host-key-file for all hosts, or one for each --host in the same order"
+            )));
+        }
+        let read = |source: &KeySource| source.read().map(Key::from);
+        Ok(hosts_with(self.host_keys.iter().map(read).collect::<Result<_, _>>()?))
     }
 
     /// The peer's key; without one of its own, this net's: one key for the fleet.
@@ -169,6 +189,12 @@ impl KeySource {
     }
 }
 
+/// What the environment says of a key.
+enum KeyVariable {
+    Hex(Zeroizing<String>),
+    Path(String),
+}
+
 /// The environment, as a function so that tests need not change their own.
 struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
 
@@ -182,6 +208,18 @@ impl Environment<'_> {
         self.text(name).map(PathBuf::from)
     }
 
+    /// A key's variable, or the one that names its file.
+    fn key(&self, name: &str) -> Result<Option<KeyVariable>, Failure> {
+        let text = self.text(name).map(Zeroizing::new);
+        match (text, self.text(&format!("{name}_FILE"))) {
+            (Some(_), Some(_)) => {
+                Err(Failure::Configuration(format!("{name} and {name}_FILE are both set: unset one of them")))
+            }
+            (Some(text), None) => Ok(Some(KeyVariable::Hex(text))),
+            (None, path) => Ok(path.map(KeyVariable::Path)),
+        }
+    }
+
     fn parse<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Failure> {
         let Some(text) = self.text(name) else { return Ok(None) };
         let wrong = |why| Failure::Configuration(format!("the variable {name} is \"{text}\": {why}"));
@@ -193,6 +231,15 @@ fn pick<T>(flag: Option<T>, variable: Option<T>, file: Option<T>) -> Option<T> {
     flag.or(variable).or(file)
 }
 
+/// A flag that may be repeated, if it was given at all.
+fn some<T: Clone>(flag: &[T]) -> Option<Vec<T>> {
+    (!flag.is_empty()).then(|| flag.to_vec())
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn key(
     flag: Option<PathBuf>,
     env: &Environment<'_>,
@@ -202,18 +249,40 @@ fn key(
     if let Some(path) = flag {
         return Ok(Some(KeySource::File(path)));
     }
-    let text = env.text(name).map(Zeroizing::new);
-    match (text, env.path(&format!("{name}_FILE"))) {
-        (Some(_), Some(_)) => {
-            Err(Failure::Configuration(format!("{name} and {name}_FILE are both set: unset one of them")))
+    match env.key(name)? {
+        Some(KeyVariable::Hex(text)) => Ok(Some(KeySource::Variable { name, text })),
+        Some(KeyVariable::Path(path)) => Ok(Some(KeySource::File(path.into()))),
+        None => Ok(file.map(KeySource::File)),
+    }
+}
+
+/// [`key`] where there may be several: a variable has commas between them.
+fn keys(
+    flags: Option<Vec<PathBuf>>,
+    env: &Environment<'_>,
+    name: &'static str,
+    file: Option<Vec<PathBuf>>,
+) -> Result<Vec<KeySource>, Failure> {
+    let files = |paths: Vec<PathBuf>| paths.into_iter().map(KeySource::File).collect();
+    if let Some(paths) = flags {
+        return Ok(files(paths));
+    }
+    let variable = |text: &str| KeySource::Variable { name, text: Zeroizing::new(text.to_owned()) };
+    match env.key(name)? {
+        Some(KeyVariable::Hex(text)) => Ok(text.split(',').map(variable).collect()),
+        Some(KeyVariable::Path(paths)) => {
+            Ok(files(paths.split(',').map(|path| path.trim().into()).collect()))
         }
-        (Some(text), None) => Ok(Some(KeySource::Variable { name, text })),
-        (None, path) => Ok(path.or(file).map(KeySource::File)),
+        None => Ok(files(file.unwrap_or_default())),
     }
 }
 
 pub(crate) fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     text.parse().map_err(|error: m2m::names::NameError| error.to_string())
+}
+
+fn parse_endpoints(text: &str) -> Result<Vec<Endpoint>, String> {
+    text.split(',').map(|host| parse_endpoint(host.trim())).collect()
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -361,7 +430,56 @@ mod tests {
         let settings = merge(&flags, &[("M2M_KEY", &"5a".repeat(16))]).unwrap();
         assert_eq!(settings.need_key().unwrap().bytes(), [0x5A; 16]);
         // One key for the fleet: the host's and the peer's are this net's unless told otherwise.
-        assert!(settings.host_key().is_ok() && settings.peer_key().is_ok());
+        assert!(settings.hosts_and_keys().is_ok() && settings.peer_key().is_ok());
+    }
+
+    #[test]
+    fn hosts_share_a_key_or_have_one_each() {
+        let [a, b, c] = ["1@a.example", "8@b.example", "9@c.example"];
+        let [hex_a, hex_b] = ["5a".repeat(16), "a5".repeat(16)];
+        let both = format!("{a}, {b}");
+        let hosts = |variables: &[(&str, &str)]| {
+            let settings = merge(&Globals::default(), variables).unwrap();
+            settings.hosts_and_keys().map_err(|failure| failure.message())
+        };
+        let named =
+            |hosts: Vec<(Endpoint, Key)>| hosts.iter().map(|(host, _)| host.host.clone()).collect::<Vec<_>>();
+        let keys = format!("{hex_a},{hex_b}");
+        for key in [&hex_a, &keys] {
+            let hosts = hosts(&[("M2M_HOST", &both), ("M2M_HOST_KEY", key)]).map(named);
+            assert_eq!(hosts, Ok(vec!["a.example".to_owned(), "b.example".to_owned()]));
+        }
+        for (names, said) in
+            [(a.to_owned(), "1 host and 2 host keys"), (format!("{both},{c}"), "3 hosts and")]
+        {
+            let wrong = hosts(&[("M2M_HOST", &names), ("M2M_HOST_KEY", &keys)]).err().expect("it was taken");
+            assert!(wrong.contains(said) && wrong.contains("--host-key-file"), "{wrong}");
+        }
+        // Each key is its own host's: the second file is the one that is missing.
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("a.key");
+        fs::write(&there, &hex_a).unwrap();
+        let files = format!("{},{}", there.display(), folder.path().join("b.key").display());
+        let wrong = hosts(&[("M2M_HOST", &both), ("M2M_HOST_KEY_FILE", &files)]).err().expect("it was taken");
+        assert!(wrong.contains("b.key"), "{wrong}");
+    }
+
+    #[test]
+    fn hosts_of_a_flag_replace_those_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.toml");
+        fs::write(
+            &config,
+            "host = [\"1@a.example\", \"8@b.example\"]\nhost_key_file = [\"a.key\", \"b.key\"]\n",
+        )
+        .unwrap();
+        let mut flags = Globals { config: Some(config), ..Globals::default() };
+        let settings = merge(&flags, &[]).unwrap();
+        assert_eq!(settings.hosts, parse_endpoints("1@a.example,8@b.example").unwrap());
+        let paths: Vec<_> = settings.host_keys.iter().map(|source| path(Some(source))).collect();
+        assert_eq!(paths, ["a.key", "b.key"].map(|name| Some(folder.path().join(name))));
+        flags.hosts = vec!["9@c.example".parse().unwrap()];
+        assert_eq!(merge(&flags, &[]).unwrap().hosts, flags.hosts);
     }
 
     #[test]
@@ -370,7 +488,7 @@ mod tests {
         assert!(settings.need_id().unwrap_err().message().contains("--id"));
         let words = |failure: Option<Failure>| failure.expect("it was there").message();
         assert!(words(settings.need_key().err()).contains("--key-file"));
-        assert!(words(settings.host_key().err()).contains("--host-key-file"));
+        assert!(words(settings.hosts_and_keys().err()).contains("--host-key-file"));
         assert!(words(settings.peer_key().err()).contains("--peer-key-file"));
     }
 }

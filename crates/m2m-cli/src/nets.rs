@@ -90,7 +90,7 @@ pub(crate) async fn open_one_shot(settings: &Settings, output: Output, by_id: bo
     loop {
         let mut builder = Net::builder(id, key.clone()).accept(false);
         if by_id {
-            builder = with_host(builder, settings)?.ephemeral(settings.id.is_none());
+            builder = with_hosts(builder, settings)?.ephemeral(settings.id.is_none());
         }
         let Some(folder) = &folder else { return Ok(builder.open().await?) };
         wait_for_folder(folder, deadline, output).await?;
@@ -113,17 +113,18 @@ pub(crate) async fn builder(settings: &Settings) -> Result<NetBuilder, Failure> 
     Ok(Net::builder(id, Key::from(key)).state_dir(folder))
 }
 
-/// Names the host that peers are found through.
+/// Names the hosts that peers are found through, the preferred one first.
 ///
 /// # Errors
-/// There is none, or no key for it.
-pub(crate) fn with_host(builder: NetBuilder, settings: &Settings) -> Result<NetBuilder, Failure> {
-    let host = settings.host.clone().ok_or_else(|| {
-        Failure::Configuration(
+/// There is none, or no key for one.
+pub(crate) fn with_hosts(builder: NetBuilder, settings: &Settings) -> Result<NetBuilder, Failure> {
+    if settings.hosts.is_empty() {
+        return Err(Failure::Configuration(
             "an id alone is found through a host: give --host ID@NAME:PORT, or write the peer as ID@ADDRESS:PORT".into(),
-        )
-    })?;
-    Ok(builder.host(host, settings.host_key()?))
+        ));
+    }
+    let hosts = settings.hosts_and_keys()?;
+    Ok(hosts.into_iter().fold(builder, |builder, (host, key)| builder.host(host, key)))
 }
 
 /// A host as its user named it, its id short.

@@ -38,6 +38,7 @@ fn address(n: u8) -> SocketAddr {
 fn net(n: u8, change: impl FnOnce(&mut Config)) -> Net {
     let mut config = Config::new(id(n), key(n), DeviceKey::from_bytes([n; 32]));
     config.limits.dh_rate = m2m_proto::config::Rate::new(u32::MAX, u32::MAX);
+    config.limits.proven_dh_rate = m2m_proto::config::Rate::new(u32::MAX, u32::MAX);
     config.limits.init_rate = m2m_proto::config::Rate::new(u32::MAX, u32::MAX);
     config.limits.relay_packets = m2m_proto::config::Rate::new(u32::MAX, u32::MAX);
     config.limits.relay_bytes = m2m_proto::config::Rate::new(u32::MAX, u32::MAX);

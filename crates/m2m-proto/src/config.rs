@@ -136,21 +136,30 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions with one peer id. Default 64: the original's users open 50 between one pair.
     pub sessions_per_peer: usize,
-    /// Half-open handshakes in all. Default 4,096.
+    /// Half-open handshakes in all; from half of it on, only for those who showed a cookie. Default 4,096.
     pub half_open: usize,
     /// Half-open handshakes of one source id. Default 64.
     pub half_open_per_peer: usize,
     /// INITs per second and source network. Default 50, burst 100.
     pub init_rate: Rate,
     /// X25519 operations for strangers' INITs and for changes of keys per second; beyond it the ones are sent a COOKIE, the
-    /// others wait. Default 2,000.
+    /// others wait. Fewer beside packets that are served: one less for each 26 a second, but for one in 512 of them and a
+    /// 32nd of this. Default 400, burst 400.
     pub dh_rate: Rate,
+    /// The same for INITs that showed a cookie; beyond it they are dropped, and sent again. Beside packets that are served one
+    /// less for each 51 a second, but for one in 1,024 of them and a 32nd of this. Default 200, burst 200.
+    pub proven_dh_rate: Rate,
+    /// COOKIEs per second; beyond it INITs that would get one are dropped, and sent again. Beside packets that are served one
+    /// less for each 6 a second, but for one in 128 of them and a 32nd of this. Default 500, burst 100.
+    pub cookie_rate: Rate,
     /// Registered ids. Default 65,536.
     pub registrations: usize,
     /// Relayed packets per second from one source, and towards one destination. Default 1,000, burst 2,000.
     pub relay_packets: Rate,
     /// Relayed bytes per second from one source, and towards one destination. Default 1 MiB, burst 2 MiB.
     pub relay_bytes: Rate,
+    /// REGISTERs and UNREGISTERs per second of one session; beyond it they are ignored. Default 1, burst 10.
+    pub register_rate: Rate,
     /// LOOKUPs per second of one session. Default 10, burst 20.
     pub lookup_rate: Rate,
     /// ERROR frames per second to one neighbour. Default 3, burst 6.
@@ -186,10 +195,13 @@ impl Default for Limits {
             half_open: 4_096,
             half_open_per_peer: 64,
             init_rate: Rate::new(50, 100),
-            dh_rate: Rate::new(2_000, 2_000),
+            dh_rate: Rate::new(400, 400),
+            proven_dh_rate: Rate::new(200, 200),
+            cookie_rate: Rate::new(500, 100),
             registrations: 65_536,
             relay_packets: Rate::new(1_000, 2_000),
             relay_bytes: Rate::new(1 << 20, 2 << 20),
+            register_rate: Rate::new(1, 10),
             lookup_rate: Rate::new(10, 20),
             error_rate: Rate::new(3, 6),
             queue_messages: 256,

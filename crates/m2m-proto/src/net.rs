@@ -10,7 +10,8 @@
 //!                             └─ deliver  short ─┬─ frames  ─┬─ host        our session with a host
 //!  handle_timeout ─ timers                       │           ├─ registrar   others' registrations with us
 //!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
-//!                                                            └─ rekey, renew_token   other keys, other tokens
+//!                                                            ├─ rekey, renew_token   other keys, other tokens
+//!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
 //! ```
 use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
 use core::{cmp::Reverse, net::SocketAddr};
@@ -33,10 +34,7 @@ use crate::{
     error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
-    relay::{
-        budget::{BucketTable, TokenBucket},
-        registry::Registry,
-    },
+    relay::{budget::BucketTable, registry::Registry},
     session::{
         handshake::CookieSecret,
         keys::{DhSecret, EphemeralSeed, PeerKey, Role},
@@ -63,12 +61,14 @@ mod standby;
 mod table;
 mod timers;
 mod transmit;
+mod yielding;
 
 pub use host::{HostConfig, MAX_HOSTS};
 
 pub use session::Path;
 
 use session::{Ask, State};
+use yielding::YieldingBudget;
 
 /// The largest UDP payload (protocol, section 3).
 pub const MAX_DATAGRAM: usize = 1200;
@@ -81,6 +81,11 @@ const INIT_BUCKETS: usize = 4096;
 /// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
 const HINT_BUCKETS: usize = 4096;
 const HINTS_PER_SECOND: u32 = 5;
+/// Beside so many served packets a busy net does one key exchange for those who come, and half of one for those who
+/// showed a cookie (protocol, section 12).
+const DH_PACKETS: u32 = 512;
+/// The same for COOKIEs.
+const COOKIE_PACKETS: u32 = 128;
 /// A message's fixed header and the 4-byte token of ours, or the up to 8 of a peer's.
 const MESSAGE_HEAD: usize = 4 + 8;
 /// Requests beyond the queue that may be on their way or waiting for separate responses.
@@ -188,7 +193,9 @@ pub struct Net {
     registry: Registry,
     init_budget: BucketTable,
     claim_budget: BucketTable,
-    dh_budget: TokenBucket,
+    dh_budget: YieldingBudget,
+    proven_dh_budget: YieldingBudget,
+    cookie_budget: YieldingBudget,
     hint_budget: BucketTable,
     /// Requests that came since are remembered, all of them.
     memory_since: Time,
@@ -203,7 +210,7 @@ impl Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
-        let (init, dh) = (config.limits.init_rate, config.limits.dh_rate);
+        let init = config.limits.init_rate;
         Net {
             hash_secret: rng.next_u64(),
             cookie_secrets,
@@ -223,7 +230,9 @@ impl Net {
             registry: Registry::new(config.limits.registrations),
             claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
-            dh_budget: TokenBucket::new(dh.per_second, dh.burst),
+            dh_budget: YieldingBudget::new(config.limits.dh_rate, DH_PACKETS),
+            proven_dh_budget: YieldingBudget::new(config.limits.proven_dh_rate, 2 * DH_PACKETS),
+            cookie_budget: YieldingBudget::new(config.limits.cookie_rate, COOKIE_PACKETS),
             hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
             memory_since: now,
             key_change: netkey::KeyChange::new(&mut config, now),

@@ -56,6 +56,7 @@ pub(crate) fn of(net: &Net) -> (String, Value) {
         ("recoveries", stats.recoveries),
         ("rekeys", stats.rekeys),
         ("moves", stats.moves),
+        ("moves_failed", stats.moves_failed),
     ];
     let drops: Vec<_> = stats.drops().map(|(why, count)| (why.words(), count)).collect();
     let words = format!(

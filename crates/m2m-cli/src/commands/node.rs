@@ -16,14 +16,14 @@ pub(super) async fn run(settings: &Settings, output: Output, args: Node) -> Resu
     if let Some(address) = args.bind {
         builder = builder.bind(address);
     }
-    if settings.host.is_some() {
-        builder = nets::with_host(builder, settings)?;
+    if !settings.hosts.is_empty() {
+        builder = nets::with_hosts(builder, settings)?;
     }
     let net = builder.allow_key_change(args.allow_key_change).open().await?;
     let router = if args.echo { echo(Router::new()) } else { print_data(Router::new(), output) };
     let router = args.resources.into_iter().fold(router, with_resource);
     tokio::spawn(net.serve(router));
-    run_until_stopped(&net, output, "node", settings.host.as_ref()).await
+    run_until_stopped(&net, output, "node", &settings.hosts).await
 }
 
 fn echo(router: Router) -> Router {

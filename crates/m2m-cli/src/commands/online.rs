@@ -17,18 +17,21 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Online) -> R
     };
     let id =
         id.ok_or_else(|| Failure::Configuration("the host knows ids only: name the peer by its id".into()))?;
-    let Some(host) = &settings.host else {
+    if settings.hosts.is_empty() {
         return Err(Failure::Configuration(format!(
             "only a host knows who is online: give --host ID@NAME:PORT. Without one, `m2m ping {}@ADDRESS:PORT` \
              asks the peer itself",
             short(id)
         )));
-    };
+    }
     let net = nets::open_one_shot(settings, output, true).await?;
     let asked = nets::within(settings, "the host", ask(&net, id)).await;
     nets::close(&net).await;
     let asked = asked.map_err(|failure| match failure.exit() {
-        Exit::Unreachable => failure.during(format!("host {}", nets::host_words(host))),
+        Exit::Unreachable => {
+            let hosts: Vec<_> = settings.hosts.iter().map(nets::host_words).collect();
+            failure.during(format!("host {}", hosts.join(", ")))
+        }
         _ => failure,
     });
     let online = match asked {

@@ -26,23 +26,23 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> R
     let net = builder.open().await?;
     // It has no resources, and says so at once.
     tokio::spawn(net.serve(Router::new()));
-    run_until_stopped(&net, output, "server", None).await
+    run_until_stopped(&net, output, "server", &[]).await
 }
 
-/// Says "ready", tells what happens to the net, and closes it when a signal comes. `host` is the net's host as its
-/// user named it.
+/// Says "ready", tells what happens to the net, and closes it when a signal comes. `hosts` are the net's hosts as
+/// their user named them.
 pub(super) async fn run_until_stopped(
     net: &Net,
     output: Output,
     role: &str,
-    host: Option<&Endpoint>,
+    hosts: &[Endpoint],
 ) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let mut asked = Asked::new()?;
     let events = net.events();
     let start = |error| Failure::Other(format!("can't start a thread for the events: {error}"));
     let told = Events::new(output).map_err(start)?;
-    let mut teller = Teller { told, host: host.map(nets::host_words), reached: HashSet::new() };
+    let mut teller = Teller { told, hosts: hosts.to_vec(), reached: HashSet::new() };
     tokio::select! {
         () = stop.asked() => {}
         failure = tell_all(net, output, role, events, &mut teller, &mut asked) => return Err(failure),
@@ -103,8 +103,8 @@ async fn say_ready(net: &Net, output: Output, role: &str) -> Result<(), Failure>
 /// Tells events in the light of those before.
 struct Teller {
     told: Events,
-    /// The host as its user named it.
-    host: Option<String>,
+    /// The hosts as their user named them.
+    hosts: Vec<Endpoint>,
     /// The hosts that this net was connected with.
     reached: HashSet<Id>,
 }
@@ -156,7 +156,11 @@ impl Teller {
     /// A host that was never reached can't have been disconnected.
     fn tell_disconnected(&mut self, host: Id, why: &str) {
         let was_connected = self.reached.contains(&host);
-        let name = || self.host.clone().unwrap_or_else(|| short(host));
+        let name = || {
+            let by_id = |id| self.hosts.iter().find(|named| named.id == id);
+            // One that was named without its id has none that is known before it answers.
+            by_id(Some(host)).or_else(|| by_id(None)).map_or_else(|| short(host), nets::host_words)
+        };
         let words = match was_connected {
             true => format!("m2m: host {} disconnected: {why}; trying again", short(host)),
             false => format!("m2m: host {} does not answer yet ({why}): trying on", name()),

@@ -19,14 +19,31 @@ use crate::exit::Failure;
 struct Raw {
     id: Option<Spanned<String>>,
     key_file: Option<PathBuf>,
-    host: Option<Spanned<String>>,
-    host_key_file: Option<PathBuf>,
+    host: Option<Spanned<OneOrMore<String>>>,
+    host_key_file: Option<OneOrMore<PathBuf>>,
     peer_key_file: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     timeout: Option<Spanned<Seconds>>,
     json: Option<bool>,
     #[serde(default)]
     peers: BTreeMap<Spanned<String>, Spanned<RawPeer>>,
+}
+
+/// A value, or several in brackets.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "write \"VALUE\", or [\"VALUE\", \"VALUE\"]")]
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> OneOrMore<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(more) => more,
+        }
+    }
 }
 
 /// A peer's name, or that and its device key.
@@ -66,8 +83,8 @@ enum Seconds {
 pub(super) struct Checked {
     pub(super) id: Option<Id>,
     pub(super) key_file: Option<PathBuf>,
-    pub(super) host: Option<Endpoint>,
-    pub(super) host_key_file: Option<PathBuf>,
+    pub(super) hosts: Option<Vec<Endpoint>>,
+    pub(super) host_key_files: Option<Vec<PathBuf>>,
     pub(super) peer_key_file: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) timeout: Option<f64>,
@@ -110,8 +127,10 @@ fn parse(path: &Path, text: &str) -> Result<Checked, Failure> {
     Ok(Checked {
         id: document.check("id", raw.id, parse_id)?,
         key_file: beside(raw.key_file),
-        host: document.check("host", raw.host, parse_endpoint)?,
-        host_key_file: beside(raw.host_key_file),
+        hosts: raw.host.map(|hosts| document.hosts(hosts)).transpose()?,
+        host_key_files: raw
+            .host_key_file
+            .map(|paths| paths.into_vec().into_iter().map(|path| folder.join(path)).collect()),
         peer_key_file: beside(raw.peer_key_file),
         state_dir: beside(raw.state_dir),
         timeout: document.check("timeout", timeout, parse_seconds)?,
@@ -139,6 +158,15 @@ impl Document<'_> {
             self.wrong(Some(value.span()), &what, "Correct or remove that line")
         };
         parse(value.as_ref()).map(Some).map_err(wrong)
+    }
+
+    fn hosts(&self, hosts: Spanned<OneOrMore<String>>) -> Result<Vec<Endpoint>, Failure> {
+        let span = hosts.span();
+        let check = |host| {
+            let host = self.check("host", Some(Spanned::new(span.clone(), host)), parse_endpoint);
+            host.transpose()
+        };
+        hosts.into_inner().into_vec().into_iter().filter_map(check).collect()
     }
 
     fn alias(&self, (alias, peer): (Spanned<String>, Spanned<RawPeer>)) -> Result<(String, Alias), Failure> {
@@ -202,6 +230,8 @@ mod tests {
             ("id = \"1\"\ntimeout = -1\n", 2, ""),
             ("id = \"1\"\ntimeout = 0\n", 2, "seconds"),
             ("host = \"1@\"\n", 1, "name or address"),
+            ("id = \"1\"\nhost = [\"1@a.example\", \"8@\"]\n", 2, "host is \"8@\""),
+            ("id = \"1\"\nhost = 5\n", 2, "write \"VALUE\""),
             ("[peers]\nbeef = \"2\"\n", 2, "alias"),
             ("[peers]\nkitchen = \"cellar\"\n", 2, "cellar"),
             ("[peers]\nkitchen = \"2@host:0\"\n", 2, "port"),

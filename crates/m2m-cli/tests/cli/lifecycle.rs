@@ -63,6 +63,33 @@ fn a_device_returns_to_a_host_that_was_killed() {
 }
 
 #[test]
+fn a_second_host_takes_over_from_one_that_was_killed() {
+    let world = World::new();
+    let mut first = world.host();
+    world.run(&["keygen", "-o", "second.key"]).ok();
+    let words = ["server", "--id", "8", "--key-file", "second.key", "--bind", "127.0.0.1:0", "--json"];
+    let second = Running::start(world.command(&words));
+    let [at_first, at_second] =
+        [("1", &first), ("8", &second)].map(|(id, host)| format!("{id}@{}", host.address));
+    let hosts = ["--host", &at_first, "--host", &at_second];
+    let keys = ["--host-key-file", "host.key", "--host-key-file", "second.key"];
+    let words = ["node", "--id", "2", "--key-file", "dev.key", "--bind", "127.0.0.1:0", "--echo", "--json"];
+    let device = Running::start(world.command(&[&words[..], &hosts, &keys].concat()));
+    let connected = device.wait_for("host_connected");
+    assert!(connected["host"].as_str().unwrap().ends_with('1'), "{connected}");
+
+    first.signal("KILL");
+    assert_eq!(first.end(), None);
+    let connected = device.wait_for("host_connected");
+    assert!(connected["host"].as_str().unwrap().ends_with('8'), "{connected}");
+    let words = ["send", "2", "still there?", "--key-file", "app.key", "--peer-key-file", "dev.key"];
+    assert_eq!(world.run(&[&words[..], &hosts, &keys].concat()).ok(), "still there?\n");
+
+    let three = ["--host", "9@127.0.0.1:9"];
+    world.run(&[&words[..], &hosts, &three, &keys].concat()).fails(7, &["3 hosts and 2 host keys"]);
+}
+
+#[test]
 fn an_interrupted_ping_is_summed_up() {
     let world = World::new();
     let host = world.host();

@@ -22,7 +22,9 @@ fn the_counters_of_a_host_and_a_device_are_shown_when_asked_for() {
     for name in ["datagrams_in", "datagrams_out", "relayed", "handshakes", "sessions"] {
         assert!(counters[name].as_u64().is_some_and(|count| count > 0), "{name}: {counters}");
     }
-    for name in ["half_open", "cookies", "hints", "recoveries", "rekeys", "moves", "send_errors"] {
+    for name in
+        ["half_open", "cookies", "hints", "recoveries", "rekeys", "moves", "moves_failed", "send_errors"]
+    {
         assert!(counters[name].is_u64(), "{name}: {counters}");
     }
     // As often as it is asked for.
@@ -54,7 +56,10 @@ fn the_counters_are_words_for_people() {
     let _ = child.wait();
     assert_eq!(lines[0], "m2m: sessions 0, half open 0, registrations 0");
     assert!(lines[1].starts_with("m2m: datagrams in 0, datagrams out 0, "), "{lines:?}");
-    assert_eq!(lines[2], "m2m: handshakes 0, cookies 0, hints 0, recoveries 0, rekeys 0, moves 0");
+    assert_eq!(
+        lines[2],
+        "m2m: handshakes 0, cookies 0, hints 0, recoveries 0, rekeys 0, moves 0, moves failed 0"
+    );
     assert!(lines[3].starts_with("m2m: dropped: malformed 0, version 0, kind 0, not mine 0, "), "{lines:?}");
     assert!(lines[3].contains(", hop limit 0, output full 0"), "{lines:?}");
 }

@@ -63,7 +63,7 @@ impl Net {
             // The neighbour vouches for its guests, so each has a budget of its own.
             Origin::Through { src, .. } => self.hash_id(src),
         };
-        if !self.init_budget.take(source, now, 1) {
+        if !self.could_answer(now, init) || !self.init_budget.take(source, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
         let Some((opened, pair)) = self.open_init(now, init) else {
@@ -88,11 +88,13 @@ impl Net {
             Standing::Crowded if !proven => return self.send_cookie(now, origin, init, &pair),
             _ => {}
         }
-        if !proven && !self.dh_budget.take(now, 1) {
-            return self.send_cookie(now, origin, init, &pair);
-        }
         if proven {
+            if !self.proven_dh_budget.take(now) {
+                return self.stats.drop(Drop::OverBudget);
+            }
             self.make_half_open_room(now, init);
+        } else if self.is_pressed() || !self.dh_budget.take(now) {
+            return self.send_cookie(now, origin, init, &pair);
         }
         if self.table.len() >= self.config.limits.sessions
             || self.table.half_open() >= self.config.limits.half_open
@@ -100,6 +102,20 @@ impl Net {
             return self.stats.drop(Drop::TableFull);
         }
         self.answer_init(now, origin, init, &opened, suite);
+    }
+
+    /// Whether an INIT could be answered at all now, if it is authentic: to find out that it is costs something too.
+    fn could_answer(&self, now: Time, init: &Init<'_>) -> bool {
+        match init.cookie {
+            Some(_) => self.proven_dh_budget.has(now),
+            None => self.dh_budget.has(now) || self.cookie_budget.has(now),
+        }
+    }
+
+    /// True while half of the places for half-open handshakes are taken. The other half is for those who show their
+    /// address: one who has the net key and forges addresses can't keep everybody else out.
+    fn is_pressed(&self) -> bool {
+        self.table.half_open() >= self.config.limits.half_open.div_ceil(2)
     }
 
     fn standing(&self, init: &Init<'_>) -> Standing {
@@ -315,6 +331,9 @@ impl Net {
 
     fn send_cookie(&mut self, now: Time, origin: Origin, init: &Init<'_>, pair: &PairKey) {
         let Some(address) = self.cookie_address(origin) else { return };
+        if !self.cookie_budget.take(now) {
+            return self.stats.drop(Drop::OverBudget);
+        }
         self.rotate_cookie_secrets(now);
         self.stats.cookies += 1;
         // An INIT to whoever is there is answered under our own id; the initiator takes either.

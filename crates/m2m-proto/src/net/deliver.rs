@@ -53,6 +53,9 @@ impl Net {
                 return;
             }
         };
+        self.dh_budget.served(now);
+        self.proven_dh_budget.served(now);
+        self.cookie_budget.served(now);
         let newest = secure.newest() > newest;
         let mut prover = match &session.state {
             State::HalfOpen(half_open) => Some(half_open.prover()),
@@ -222,7 +225,7 @@ impl Net {
             Frame::Registered { req, status, epoch, lease_s, since, .. } => {
                 self.on_registered(now, id, req, super::host::Answer { status, epoch, lease_s, since });
             }
-            Frame::Unregister { req, epoch } => self.on_unregister(id, req, epoch),
+            Frame::Unregister { req, epoch } => self.on_unregister(now, id, req, epoch),
             Frame::Lookup { req, id: wanted } => self.on_lookup(now, id, req, wanted),
             Frame::Found { req, status, .. } => self.on_found(now, id, req, status),
             Frame::Relay { hop_limit, flags, dst, src, inner } => {

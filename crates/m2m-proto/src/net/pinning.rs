@@ -131,7 +131,7 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         if let Proving::Asked(prover) = proving {
-            if !self.dh_budget.take(now, 1) {
+            if !self.dh_budget.take(now) {
                 return self.stats.drop(Drop::OverBudget);
             }
             let Ok(proof) = self.config.device.prove(&prover.peer_ephemeral, &prover.hash, Role::Responder)

@@ -56,6 +56,7 @@ impl Guest {
             registered: false,
             askers: alloc::vec::Vec::new(),
             probed: Time::ZERO,
+            registers: bucket(limits.register_rate),
             lookups: bucket(limits.lookup_rate),
             errors: bucket(limits.error_rate),
             out_packets: bucket(limits.relay_packets),
@@ -95,6 +96,9 @@ impl Net {
         if guest.waiting.is_some() {
             // The store has not answered yet; this is the same question once more.
             return;
+        }
+        if !guest.registers.take(now, 1) {
+            return self.stats.drop(Drop::OverBudget);
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
         let session_path = session.path;
@@ -215,8 +219,12 @@ impl Net {
         self.touch(id);
     }
 
-    pub(super) fn on_unregister(&mut self, id: SessionId, req: Req, epoch: Epoch) {
-        let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
+    pub(super) fn on_unregister(&mut self, now: Time, id: SessionId, req: Req, epoch: Epoch) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let peer = session.peer;
+        if session.guest.as_mut().is_some_and(|guest| !guest.registers.take(now, 1)) {
+            return self.stats.drop(Drop::OverBudget);
+        }
         let ours = self.registry.get(&peer).is_some_and(|there| there.session == id && there.epoch <= epoch);
         if ours {
             self.unregister_session(peer, id);

@@ -340,7 +340,7 @@ impl Net {
                 return;
             }
         }
-        if !self.dh_budget.take(now, 1) {
+        if !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
         let ephemeral = self.ephemeral();
@@ -371,7 +371,7 @@ impl Net {
         else {
             return self.stats.drop(Drop::Replayed);
         };
-        if !self.dh_budget.take(now, 1) {
+        if !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
         let Ok(shared) = asked.ephemeral.agree(theirs) else { return self.stats.drop(Drop::BadFrame) };

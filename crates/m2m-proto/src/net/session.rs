@@ -173,6 +173,7 @@ pub(crate) struct Guest {
     /// Who asked whether it is there, while it is being asked itself.
     pub(crate) askers: Vec<(SessionId, Req)>,
     pub(crate) probed: Time,
+    pub(crate) registers: TokenBucket,
     pub(crate) lookups: TokenBucket,
     pub(crate) errors: TokenBucket,
     pub(crate) out_packets: TokenBucket,

@@ -64,6 +64,18 @@ impl TokenBucket {
         true
     }
 
+    /// True if [`TokenBucket::take`] would say so.
+    pub fn has(&self, now: Time, n: u32) -> bool {
+        self.limit.take(self.full_at, now, n).is_some()
+    }
+
+    /// Takes `n` tokens even if they are not there: what lacks is owed, but never more than another burst.
+    pub fn charge(&mut self, now: Time, n: u32) {
+        let now = now.as_micros().saturating_mul(1000);
+        let most = now.saturating_add(self.limit.nanos(self.limit.burst).saturating_mul(2));
+        self.full_at = self.full_at.max(now).saturating_add(self.limit.nanos(n)).min(most);
+    }
+
     /// Returns `n` tokens that were taken. The bucket never holds more than its burst.
     pub fn give_back(&mut self, n: u32) {
         self.full_at = self.full_at.saturating_sub(self.limit.nanos(n));
@@ -229,6 +241,15 @@ mod tests {
         assert!(bucket.take(Time::ZERO, 3) && !bucket.take(Time::ZERO, 1));
         bucket.give_back(u32::MAX);
         assert!(bucket.take(Time::ZERO, 10) && !bucket.take(Time::ZERO, 1));
+    }
+
+    #[test]
+    fn a_debt_is_paid_first_and_is_never_more_than_a_burst() {
+        let mut bucket = TokenBucket::new(10, 10);
+        bucket.charge(Time::ZERO, 15);
+        assert!(!bucket.has(at(500_000), 1) && bucket.has(at(600_000), 1));
+        bucket.charge(Time::ZERO, u32::MAX);
+        assert!(!bucket.take(at(1_000_000), 1) && bucket.take(at(1_100_000), 1));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use m2m_proto::{
     },
     wire::frame::{Frame, Memory, RegisterStatus, Req},
 };
-use m2m_sim::{NetIndex, World, world::UNIX_START_MS};
+use m2m_sim::{NetIndex, World};
 
 use crate::rig::{BEAT, Hand, SECOND, device, key, pick, post, register, resp_fields, respond};
 
@@ -156,7 +156,7 @@ fn a_session_that_was_replaced_is_forgotten_and_mem_says_so() {
     let mut world = World::new(1);
     let host = world.add_host(1);
     world.run(20 * SECOND);
-    let mut enrol = |world: &mut World, epoch: u64| {
+    let enrol = |world: &mut World, epoch: u64| {
         let mut hand = Hand::up(world, 2, host, 1);
         let proof = hand.proof();
         let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };

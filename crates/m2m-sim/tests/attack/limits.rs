@@ -1,12 +1,16 @@
 //! Every table has an end, and says so.
 use m2m_proto::{
     coap::{message::Message, option_set::OptionSet},
+    config::Rate,
     error::{CloseReason, CommandError},
     event::{Event, Output, RequestId},
     net::{HostConfig, MAX_HOSTS, Route},
     stats::Drop,
     time::Duration,
-    wire::frame::{CloseCode, Frame, Req},
+    wire::{
+        frame::{CloseCode, Frame, Req},
+        packet::Packet,
+    },
 };
 use m2m_sim::{NetIndex, World};
 
@@ -184,7 +188,7 @@ fn questions_are_capped() {
 fn a_flood_of_authentic_inits_is_bounded() {
     let mut world = World::new(7);
     let mut config = World::config(1);
-    config.limits.half_open = 40;
+    (config.limits.half_open, config.limits.cookie_rate) = (40, Rate::new(1_000, 1_000));
     let net = world.add(config);
     for n in 2..152u8 {
         let mut hand = Hand::new(&mut world, n, net, 1);
@@ -193,10 +197,66 @@ fn a_flood_of_authentic_inits_is_bounded() {
         hand.send(&mut world, &init);
     }
     world.run(BEAT);
-    assert_eq!(world.net(net).sessions(), 40);
-    assert_eq!(dropped(&mut world, net, Drop::TableFull), 110);
+    assert_eq!((world.net(net).sessions(), world.net(net).stats().cookies), (20, 130), "half of the places");
     world.run(6 * SECOND);
     assert_eq!(world.net(net).sessions(), 0);
+}
+
+/// INITs of many sources, each with the cookie that it was given.
+fn proven_inits(world: &mut World, net: NetIndex, numbers: core::ops::Range<u8>) {
+    for n in numbers {
+        let mut hand = Hand::new(world, n, net, 1);
+        hand.address = format!("198.51.{n}.1:1").parse().unwrap();
+        let initiator = hand.start(&hand.fields(7), n);
+        let answers = hand.ask(world, initiator.init());
+        let Ok(Packet::Cookie(reply)) = Packet::decode(&answers[0]) else { panic!("a COOKIE") };
+        let again = initiator.init_with_cookie(&initiator.read_cookie(&reply).unwrap());
+        hand.send(world, &again);
+    }
+    world.run(BEAT);
+}
+
+#[test]
+fn the_second_half_of_the_half_open_places_is_for_those_who_show_their_address() {
+    let mut world = World::new(7);
+    let mut config = World::config(1);
+    config.limits.half_open = 20;
+    config.limits.dh_rate = Rate::new(0, 0);
+    config.timers.half_open = 60 * SECOND;
+    let net = world.add(config);
+    proven_inits(&mut world, net, 2..32);
+    assert_eq!(world.net(net).half_open(), 20);
+    assert_eq!(dropped(&mut world, net, Drop::TableFull), 10);
+}
+
+#[test]
+fn key_exchanges_for_those_who_showed_their_address_have_a_budget_too() {
+    let mut world = World::new(8);
+    let mut config = World::config(1);
+    config.limits.dh_rate = Rate::new(0, 0);
+    config.limits.proven_dh_rate = Rate::new(1, 3);
+    config.timers.half_open = 60 * SECOND;
+    let net = world.add(config);
+    proven_inits(&mut world, net, 2..12);
+    let stats = world.net(net).stats().clone();
+    assert_eq!((stats.cookies, stats.handshakes + stats.dropped(Drop::OverBudget)), (10, 10));
+    assert_eq!(stats.handshakes, 3, "a burst of 3, in less than a second");
+}
+
+#[test]
+fn cookies_have_a_budget_and_beyond_it_there_is_silence() {
+    let mut world = World::new(9);
+    let mut config = World::config(1);
+    config.limits.dh_rate = Rate::new(0, 0);
+    config.limits.cookie_rate = Rate::new(1, 5);
+    let net = world.add(config);
+    for n in 2..22 {
+        let hand = Hand::new(&mut world, n, net, 1);
+        let init = *hand.start(&hand.fields(7), n).init();
+        hand.send(&mut world, &init);
+    }
+    world.run(BEAT);
+    assert_eq!((world.net(net).stats().cookies, dropped(&mut world, net, Drop::OverBudget)), (5, 15));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The machine under attack: what the protocol says it refuses, bounds or outlives, one behaviour a test.
+mod amplification;
 mod corpus;
 mod handshake;
 mod impostors;

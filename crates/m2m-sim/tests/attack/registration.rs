@@ -488,6 +488,30 @@ fn forged_registers_cost_no_more_than_their_budget_of_events() {
 }
 
 #[test]
+fn a_session_registers_and_leaves_within_a_budget() {
+    let mut world = World::new(18);
+    let mut config = World::config(1);
+    config.registry = true;
+    config.limits.register_rate = Rate::new(1, 6);
+    let host = world.add(config);
+    let mut hand = Hand::up(&mut world, 2, host, 1);
+    prove_and_register(&mut world, &mut hand, 1, NOW);
+    let mut said = 0;
+    for turn in 0..50u16 {
+        let epoch = Epoch(NOW + u64::from(turn));
+        let leave = Frame::Unregister { req: Req(100 + turn), epoch };
+        let heard = hand.talk(&mut world, &[leave, register(200 + turn, epoch.0)], |frame| {
+            matches!(frame, Frame::Registered { .. } | Frame::Done { .. }).then_some(())
+        });
+        said += heard.len();
+    }
+    // 50 times there and back take some seconds of this world.
+    let seconds = 1 + (50 * 2 * BEAT).as_secs() as usize;
+    assert!((5..=5 + seconds).contains(&said), "{said} answers");
+    assert_eq!(dropped(&mut world, host, Drop::OverBudget), 100 - said as u64);
+}
+
+#[test]
 fn a_register_that_is_not_answered_in_time_is_asked_again_while_the_host_lives() {
     let mut world = World::new(17);
     let net = world.add(World::config(2));
