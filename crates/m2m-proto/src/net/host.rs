@@ -28,6 +28,8 @@ const LEASE: u32 = 600;
 const EPHEMERAL_LEASE: u32 = 120;
 /// Hosts that one net may be given.
 pub const MAX_HOSTS: usize = 8;
+/// STALE, AHEAD and then one more that came meanwhile: what a host whose clock was set back says at most.
+const MAX_CORRECTIONS: u8 = 3;
 /// Questions that wait for the host to be back.
 const MAX_WAITING: usize = 256;
 
@@ -59,7 +61,8 @@ pub(super) struct Host {
     pub(super) lease: Option<Duration>,
     /// The host has heard us at this instant or later: when that left to which an answer came last.
     renewed: Time,
-    stale_retry: bool,
+    /// Corrections of the epoch that this session was told and followed.
+    corrections: u8,
     /// Handshakes that wait for the registration.
     pub(super) waiting: VecDeque<SessionId>,
     pub(super) lookups: VecDeque<(Id, RequestId, Time)>,
@@ -140,7 +143,7 @@ impl Net {
             public: None,
             lease: None,
             renewed: now,
-            stale_retry: false,
+            corrections: 0,
             waiting: VecDeque::new(),
             lookups: VecDeque::new(),
             expected: None,
@@ -230,7 +233,7 @@ impl Net {
         let epoch = Epoch(self.last_epoch.saturating_add(1).max(u64::from(unix) * 1000));
         let Some(host) = self.hosts.get_mut(place) else { return };
         host.phase = Phase::Registering(session);
-        host.stale_retry = false;
+        host.corrections = 0;
         if let Some(state) = self.table.get(session) {
             host.id = state.peer;
         }
@@ -268,13 +271,13 @@ impl Net {
                 }
                 self.registered(now, place, id, answer.lease_s, asked.first_sent);
             }
-            RegisterStatus::STALE if !host.stale_retry => {
-                host.stale_retry = true;
+            RegisterStatus::STALE if host.corrections < MAX_CORRECTIONS => {
+                host.corrections += 1;
                 self.register(now, id, Epoch(answer.epoch.0.saturating_add(1)));
             }
-            RegisterStatus::AHEAD if !host.stale_retry => {
+            RegisterStatus::AHEAD if host.corrections < MAX_CORRECTIONS => {
                 // Our idea of the epoch came from a clock that ran ahead: the host's is the one that counts.
-                host.stale_retry = true;
+                host.corrections += 1;
                 self.register(now, id, answer.epoch);
             }
             status => self.refused(now, place, id, status, answer.since),

@@ -64,3 +64,22 @@ fn a_failure_shrinks_to_a_short_script_that_fails_again() {
     assert_eq!(kind(&again), wanted, "{text}");
     assert!(scenario::run_plan(&again, Manner::default()).violations.is_empty(), "nothing else is wrong");
 }
+
+/// The device was told STALE by what the host's clock had been, then AHEAD by what it is, and stayed out for half a minute.
+#[test]
+fn a_host_whose_clock_is_set_back_under_a_slow_store_takes_the_device_in() {
+    let script = "seed 249555
+faults loss=0 duplicate=0 corrupt=0 delay=0.181 jitter=0
+chaos 3
+net 0 host suites=2
+net 1 suites=2 hosts=0
+0 #13 store 0 delay=11.705
+0.576 #2 request 1>0 DELETE len=most deadline=9.732 answer=17 after=never way=host repeatable
+1.386 #6 kill 1
+1.402 #10 clock 0 ahead=-52836503595
+1.88 #5 rekey 0 which=5
+3 #9 start 1 keeps-disk
+";
+    let plan = script::parse(script).expect("the script is well formed");
+    assert_eq!(scenario::run_plan(&plan, Manner::default()).violations, Vec::<String>::new());
+}
