@@ -253,9 +253,25 @@ fn an_idle_device_is_found_again_after_its_next_ping() {
     pair.check();
 }
 
+/// Both ends moved at once, so that neither finds the other straight: their host still knows both.
 #[test]
-fn a_path_may_lead_through_a_host_and_back() {
-    // A session that began straight goes on through the host that both have, when the initiator is seen there.
+fn a_session_goes_on_through_the_host_of_both_when_the_straight_way_is_gone() {
+    let mut world = World::new(5);
+    let host = world.add_host(1);
+    let nets = [world.add_guest(2, host, 1), world.add_guest(3, host, 1)];
+    world.run(SECOND);
+    let straight = Route::Direct(world.address(nets[1]));
+    let mut pair = meet(world, nets, 3, straight);
+    assert!(matches!(pair.path(0), Path::Direct(_)));
+    pair.world.cut.push((nets[0], nets[1]));
+    pair.ask(0, 16);
+    pair.run(40 * SECOND);
+    assert_eq!(pair.path(0), Path::Through(World::id(1)));
+    pair.check();
+}
+
+#[test]
+fn a_session_through_a_host_answers_a_window_of_requests() {
     let mut world = World::new(4);
     let host = world.add_host(1);
     let nets = [world.add_guest(2, host, 1), world.add_guest(3, host, 1)];
