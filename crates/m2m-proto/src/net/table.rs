@@ -40,8 +40,9 @@ pub(crate) struct Table {
     tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
     /// The first session of each peer; the rest hang on `Session::next_of_peer`.
     peers: BTreeMap<Id, u32>,
-    /// By the token that the peer chose, for hints. Of two peers with the same one the later is found.
-    peer_tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
+    /// By the token that the peer chose, for hints. Peers could choose theirs to collide in a hash, or to be another's:
+    /// of two with the same one the earlier is found.
+    peer_tokens: BTreeMap<u32, u32>,
     half_open: usize,
     live: usize,
 }
@@ -78,7 +79,7 @@ impl Table {
     /// Notes which token the peer of a session chose, once that is known or new.
     pub(crate) fn index_peer_token(&mut self, id: SessionId) {
         if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
-            self.peer_tokens.insert(token.value(), id.slot);
+            self.peer_tokens.entry(token.value()).or_insert(id.slot);
         }
     }
 
