@@ -61,6 +61,7 @@ mod standby;
 mod table;
 mod timers;
 mod transmit;
+mod warm;
 mod yielding;
 
 pub use host::{HostConfig, MAX_HOSTS};
@@ -182,6 +183,7 @@ pub struct Net {
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
+    warm: warm::Warm,
     deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
@@ -219,6 +221,7 @@ impl Net {
             ephemerals,
             unix_origin_ms: None,
             table: table::Table::default(),
+            warm: warm::Warm::new(config.limits.warm_sessions),
             deadlines: BinaryHeap::new(),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),

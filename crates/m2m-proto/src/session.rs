@@ -3,6 +3,7 @@ pub mod handshake;
 pub mod keys;
 pub mod pn;
 pub mod replay;
+mod warm;
 
 use alloc::{boxed::Box, vec::Vec};
 use core::ops::Range;
@@ -13,6 +14,7 @@ use keys::{DhShared, OpenKey, ResumeKey, Role, Root, SealKey, ShortHeader, Suite
 use pn::Pn;
 use replay::{Verdict, Window};
 use subtle::ConstantTimeEq;
+pub use warm::Ciphers;
 
 use crate::{
     time::{Duration, Time},
@@ -85,6 +87,8 @@ pub struct Secure {
     opened: Pn,
     /// The number of the packet that named the peer's token.
     named_in: Pn,
+    /// Round keys of this generation, while the session is busy.
+    ciphers: Option<Box<Ciphers>>,
 }
 
 /// The other generation beside the one that packets are sealed in.
@@ -126,7 +130,30 @@ impl Secure {
             window: Window::default(),
             opened: Pn(0),
             named_in: Pn(0),
+            ciphers: None,
         }
+    }
+
+    /// Keeps round keys from now on, in this place, so that packets need not make them.
+    pub fn warm_up(&mut self, mut place: Box<Ciphers>) {
+        place.clear();
+        self.ciphers = Some(place);
+    }
+
+    /// True while round keys are kept; they count as used then.
+    pub fn is_warm(&mut self) -> bool {
+        self.ciphers.as_deref_mut().is_some_and(Ciphers::touch)
+    }
+
+    /// True while round keys are kept.
+    pub fn has_ciphers(&self) -> bool {
+        self.ciphers.is_some()
+    }
+
+    /// Gives the place for round keys up, unless they were used since this was asked last.
+    pub fn cool_down(&mut self, if_unused: bool) -> Option<Box<Ciphers>> {
+        let was_used = self.ciphers.as_deref_mut()?.untouch();
+        if was_used && if_unused { None } else { self.ciphers.take() }
     }
 
     /// Makes room for the header of the next packet at the end of an empty buffer; the plaintext follows, then [`Secure::seal`].
@@ -145,9 +172,11 @@ impl Secure {
         };
         buffer.resize(buffer.len() + self.seal.suite().tag_len(), 0);
         self.next_pn = Pn(self.next_pn.0 + 1);
-        self.seal
-            .seal_in_place(&header, buffer)
-            .expect("the buffer begins with a header and holds a byte of plaintext");
+        let sealed = match self.ciphers.as_deref_mut() {
+            Some(ciphers) => ciphers.seal(&self.seal).seal_in_place(&header, buffer),
+            None => self.seal.seal_in_place(&header, buffer),
+        };
+        sealed.expect("the buffer begins with a header and holds a byte of plaintext");
     }
 
     /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window,
@@ -155,16 +184,16 @@ impl Secure {
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
         let phase = packet.first().is_some_and(|first| first & KEY_PHASE != 0);
         let is_current = phase == self.key_phase();
-        let key = match self.other.as_deref() {
-            _ if is_current => &self.open,
-            Some(Other::Next(next)) => &next.open,
-            Some(Other::Previous { open, .. }) => open,
-            // A generation of keys that was never agreed on, or is over.
-            None => return Err(OpenError::Forged),
-        };
         let largest = self.window.newest().unwrap_or_default();
-        let window = &self.window;
-        let opened = key.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh);
+        let is_fresh = |pn| self.window.check(pn) == Verdict::Fresh;
+        let opened = match (self.other.as_deref(), self.ciphers.as_deref_mut()) {
+            (_, Some(ciphers)) if is_current => ciphers.open(&self.open).open_if(packet, largest, is_fresh),
+            _ if is_current => self.open.open_if(packet, largest, is_fresh),
+            (Some(Other::Next(next)), _) => next.open.open_if(packet, largest, is_fresh),
+            (Some(Other::Previous { open, .. }), _) => open.open_if(packet, largest, is_fresh),
+            // A generation of keys that was never agreed on, or is over.
+            (None, _) => Err(OpenError::Forged),
+        };
         if opened == Err(OpenError::Forged) {
             self.failed = self.failed.saturating_add(1);
         }
@@ -338,6 +367,9 @@ impl Secure {
         self.failed = 0;
         self.first_pn = self.next_pn;
         self.since = Time::NEVER;
+        if let Some(ciphers) = &mut self.ciphers {
+            ciphers.clear();
+        }
     }
 
     /// Packets sealed in this generation.
