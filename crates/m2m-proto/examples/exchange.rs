@@ -68,9 +68,8 @@ fn ask(net: &mut Net, now: Time, session: SessionId, n: u64) {
 fn main() {
     let number = |n: usize, default: u64| std::env::args().nth(n).map_or(default, |n| n.parse().unwrap());
     let (count, at_once) = (number(1, 1_000_000), number(2, 1));
-    let mut nets = [1, 2].map(|n| {
-        Net::new(Config::new(Id([n; 16]), key(), DeviceKey::from_bytes([n; 32])), [n; 32], START)
-    });
+    let mut nets = [1, 2]
+        .map(|n| Net::new(Config::new(Id([n; 16]), key(), DeviceKey::from_bytes([n; 32])), [n; 32], START));
     let route = Route::Direct(address(1));
     let session = nets[0].connect(START, Id([2; 16]), &PeerKey::Net(key()), route).unwrap();
     settle(&mut nets, START);

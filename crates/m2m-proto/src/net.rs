@@ -14,7 +14,7 @@
 //!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
 //! ```
 use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
-use core::{cmp::Reverse, net::SocketAddr};
+use core::net::SocketAddr;
 
 use rand_chacha::{
     ChaCha12Rng,
@@ -48,6 +48,7 @@ mod accept;
 mod connect;
 mod deliver;
 mod host;
+mod lazy;
 mod netkey;
 mod path;
 mod pinning;
@@ -184,7 +185,8 @@ pub struct Net {
     unix_origin_ms: Option<u64>,
     table: table::Table,
     warm: warm::Warm,
-    deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
+    spare: session::SpareParts,
+    deadlines: BinaryHeap<timers::Deadline>,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
     pool: Pool,
@@ -212,15 +214,17 @@ impl Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
+        let hash_secret = rng.next_u64();
         let init = config.limits.init_rate;
         Net {
-            hash_secret: rng.next_u64(),
+            hash_secret,
             cookie_secrets,
             cookie_rotated: now,
             rng,
             ephemerals,
             unix_origin_ms: None,
-            table: table::Table::default(),
+            table: table::Table::new(hash_secret),
+            spare: session::SpareParts::default(),
             warm: warm::Warm::new(config.limits.warm_sessions),
             deadlines: BinaryHeap::new(),
             dirty: VecDeque::new(),
@@ -390,7 +394,7 @@ impl Net {
         };
         let session = self.start_handshake(now, peer, key, path, None)?;
         if let (Some(public), Some(state)) = (options.pin, self.table.get_mut(session)) {
-            state.pin = Some(Box::new(pinning::Pin::new(public)));
+            state.rare.begin().pin = Some(Box::new(pinning::Pin::new(public)));
         }
         Ok(session)
     }
@@ -549,13 +553,13 @@ impl Net {
     fn fail(&mut self, now: Time, id: SessionId, why: ConnectError) {
         let Some(mut session) = self.table.remove(id) else { return };
         self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
-        for ask in core::mem::take(&mut session.control.asks) {
+        for ask in session.control.take_asks() {
             self.ask_failed(ask.what, ControlError::NotSent(why));
         }
         let is_local = why == ConnectError::Closed;
         let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
-        self.renewal_failed(session.renewal.take(), lost);
-        match session.host {
+        self.renewal_failed(session.take_renewal(), lost);
+        match session.host_place() {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),
         }

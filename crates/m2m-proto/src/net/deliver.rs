@@ -196,12 +196,12 @@ impl Net {
         let handled = session.line.handle_message(&mut cx, &message);
         if let (Some(pn), Some(secure)) = (handled.answered, session.secure.as_mut()) {
             secure.answered(Pn(pn));
-            session.keepalive.last_answer = now;
+            session.was_answered(now);
         }
         let peer = session.peer;
         match handled.outcome {
             Outcome::Request(exchange) => {
-                session.last_request = now;
+                session.note_request(now);
                 let incoming = IncomingId { session: id, exchange };
                 let message = self.copy(bytes);
                 self.event(Event::Request { incoming, peer, message });
@@ -288,16 +288,22 @@ impl Net {
         let idle = self.config.timers.session_idle;
         let Some(session) = self.table.get_mut(id) else { return };
         if session.role == Role::Responder {
-            session.keepalive.silence = match next_s {
-                0 => idle,
+            session.silence = match next_s {
+                0 => idle.into(),
                 // 3.5 times, in whole milliseconds.
-                s => Duration::from_millis(u64::from(s) * 3_500),
+                s => Duration::from_millis(u64::from(s) * 3_500).into(),
             };
         }
         let observed = match origin {
             Origin::Direct(address) => Some(address),
             Origin::Through { .. } => None,
         };
+        session.control.queues.begin_with(&mut self.spare.queues);
+        if session.is_at_rest() {
+            // Who pings has not forgotten.
+            self.table.forget_tails(id);
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
         session.control.once(Frame::Pong { req, draining: false, observed });
     }
 
@@ -314,10 +320,10 @@ impl Net {
         if let Some(rtt) = asked.round_trip(now) {
             session.line.add_round_trip(now, rtt);
         }
-        session.keepalive.last_answer = now;
-        if session.line.is_idle() && session.control.asks.is_empty() {
+        session.was_answered(now);
+        if session.is_at_rest() {
             // No hint can be owed any more.
-            session.tails = None;
+            self.table.forget_tails(id);
         }
         self.host_answered(now, id, asked.first_sent);
         match asked.what {
@@ -331,18 +337,20 @@ impl Net {
     /// A mapping that held for the whole interval may hold longer (protocol, section 6.1).
     fn grow_ping(&mut self, id: SessionId, observed: Option<SocketAddr>) {
         let (min, max) = (self.config.timers.ping_min, self.ping_cap(id));
-        let Some(session) = self.table.get_mut(id) else { return };
-        let keepalive = &mut session.keepalive;
+        let Some(keepalive) = self.table.get_mut(id).and_then(|session| session.keepalive_mut()) else {
+            return;
+        };
         if keepalive.interval.is_zero() {
             return;
         }
         let before = core::mem::replace(&mut keepalive.observed, observed);
-        keepalive.interval = match before {
-            Some(_) if before == observed => keepalive.interval + keepalive.interval / 4,
+        let interval = keepalive.interval;
+        let grown = match before {
+            Some(_) if before == observed => interval + interval / 4,
             Some(_) => min,
-            None => keepalive.interval,
-        }
-        .min(max);
+            None => interval,
+        };
+        keepalive.interval = grown.min(max);
     }
 
     /// The session with a neighbour: the one with our host, or the one that it registered through.

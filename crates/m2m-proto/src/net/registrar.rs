@@ -3,7 +3,7 @@ use alloc::boxed::Box;
 
 use super::{
     Net,
-    session::{Ask, Guest, Proof, Registering},
+    session::{Ask, Guest, Proof, Registering, Span},
 };
 use crate::{
     config::{Config, Limits},
@@ -52,7 +52,7 @@ impl Guest {
             proven: None,
             claimed: false,
             waiting: None,
-            lease: Duration::ZERO,
+            lease: Span::default(),
             registered: false,
             askers: alloc::vec::Vec::new(),
             probed: Time::ZERO,
@@ -76,7 +76,7 @@ impl Net {
             return self.on_device_proof(now, id, &shown);
         }
         // One try: who proves nothing costs one DH and has to make a new session for another.
-        let Some(proof) = session.proof.take() else { return };
+        let Some(proof) = session.take_proof() else { return };
         if let Proof::Expected { ephemeral, hash, .. } = *proof
             && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {
@@ -191,8 +191,8 @@ impl Net {
         }
         let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
         let news = !core::mem::replace(&mut guest.registered, true);
-        guest.lease = lease;
-        let lease_s = u32::try_from(lease.as_secs().max(1)).unwrap_or(u32::MAX);
+        guest.lease = lease.into();
+        let lease_s = u32::try_from(guest.lease.get().as_secs().max(1)).unwrap_or(u32::MAX);
         let frame = Frame::Registered {
             req: asked.req,
             status: RegisterStatus::OK,

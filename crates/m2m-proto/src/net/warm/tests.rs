@@ -12,10 +12,8 @@ use core::net::SocketAddr;
 use proptest::prelude::*;
 use std::{vec, vec::Vec};
 
-const ROUTE: Route = Route::Direct(SocketAddr::V4(core::net::SocketAddrV4::new(
-    core::net::Ipv4Addr::new(10, 0, 0, 2),
-    9527,
-)));
+const ROUTE: Route =
+    Route::Direct(SocketAddr::V4(core::net::SocketAddrV4::new(core::net::Ipv4Addr::new(10, 0, 0, 2), 9527)));
 
 /// Two nets with several sessions between them, and every datagram that went from one to the other.
 struct Pair {
