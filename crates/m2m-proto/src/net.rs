@@ -13,7 +13,7 @@
 //!                                                            ├─ rekey, renew_token   other keys, other tokens
 //!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
 //! ```
-use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
 use rand_chacha::{
@@ -46,6 +46,7 @@ use crate::{
 
 mod accept;
 mod connect;
+mod deadlines;
 mod deliver;
 mod host;
 mod lazy;
@@ -186,7 +187,6 @@ pub struct Net {
     table: table::Table,
     warm: warm::Warm,
     spare: session::SpareParts,
-    deadlines: BinaryHeap<timers::Deadline>,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
     pool: Pool,
@@ -195,6 +195,7 @@ pub struct Net {
     active_host: usize,
     last_epoch: u64,
     registry: Registry,
+    guest_limits: session::GuestLimits,
     init_budget: BucketTable,
     claim_budget: BucketTable,
     dh_budget: YieldingBudget,
@@ -226,7 +227,6 @@ impl Net {
             table: table::Table::new(hash_secret),
             spare: session::SpareParts::default(),
             warm: warm::Warm::new(config.limits.warm_sessions),
-            deadlines: BinaryHeap::new(),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),
             pool: Pool::new(POOL),
@@ -235,6 +235,7 @@ impl Net {
             active_host: 0,
             last_epoch: config.last_epoch,
             registry: Registry::new(config.limits.registrations),
+            guest_limits: session::GuestLimits::new(&config.limits),
             claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: YieldingBudget::new(config.limits.dh_rate, DH_PACKETS),
@@ -517,6 +518,12 @@ impl Net {
             rtt: state.line.round_trip(),
             max_message: self.max_message(session)?,
         })
+    }
+
+    /// The newest session that this peer opened, for requests of our own in it.
+    pub fn accepted_from(&self, peer: Id) -> Option<SessionId> {
+        let is_accepted = |session: &session::Session| session.role == Role::Responder && session.is_open();
+        self.table.of_peer(peer).find(|(_, session)| is_accepted(session)).map(|(id, _)| id)
     }
 
     /// The store's answer to [`Output::Claim`].

@@ -29,8 +29,8 @@ use m2m_proto::{
 const BYTES_PER_SESSION: usize = 512;
 /// The same of what a host keeps beside it of a net that is registered.
 const BYTES_PER_REGISTRATION: usize = 256;
-/// What the allocator adds to each allocation, at most: its own head, and the rounding to 16 bytes.
-const ALLOCATION_OVERHEAD: usize = 8 + 15;
+/// What the allocator adds to each allocation: its own head of 8 bytes, and as many for the rounding to 16.
+const ALLOCATION_OVERHEAD: usize = 16;
 
 const START: Time = Time::from_micros(1_000_000);
 const SERVER: Id = Id([0xEE; 16]);

@@ -80,8 +80,10 @@ impl Net {
         if relayed.dst == own {
             return Verdict::Mine(relayed.src);
         }
-        let len = relayed.inner.len() as u32;
-        if !guest.out_packets.take(now, 1) || !guest.out_bytes.take(now, len) {
+        let (len, limits) = (relayed.inner.len() as u32, &self.guest_limits);
+        if !limits.packets.take(&mut guest.out_packets, now, 1)
+            || !limits.bytes.take(&mut guest.out_bytes, now, len)
+        {
             return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
         }
         if !self.config.relay {
@@ -97,7 +99,9 @@ impl Net {
         let Some(guest) = self.table.get_mut(to).and_then(|session| session.guest.as_mut()) else {
             return Verdict::Refuse(ErrorCode::NO_ROUTE, Drop::NoRoute);
         };
-        if !guest.in_packets.take(now, 1) || !guest.in_bytes.take(now, len) {
+        if !limits.packets.take(&mut guest.in_packets, now, 1)
+            || !limits.bytes.take(&mut guest.in_bytes, now, len)
+        {
             return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
         }
         Verdict::Forward(to)
@@ -107,10 +111,8 @@ impl Net {
     fn answer_error(&mut self, now: Time, to: SessionId, code: ErrorCode, relayed: &Relayed<'_>) {
         let Some(packet) = relayed.inner.last_chunk::<8>().copied() else { return };
         let Some(session) = self.table.get_mut(to) else { return };
-        let config = &self.config;
-        let guest =
-            session.guest.get_or_insert_with(|| alloc::boxed::Box::new(super::session::Guest::new(config)));
-        if guest.errors.take(now, 1) {
+        let guest = session.guest.get_or_insert_default();
+        if self.guest_limits.errors.take(&mut guest.errors, now, 1) {
             session.control.once(Frame::Error { code, dst: relayed.dst, src: relayed.src, packet });
             self.touch(to);
         }

@@ -22,7 +22,7 @@ use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
     id::Id,
-    relay::budget::TokenBucket,
+    relay::budget::{Gauge, Level},
     session::{
         Secure, handshake,
         keys::{self, Role},
@@ -144,8 +144,6 @@ pub(crate) struct Session {
     pub(crate) max_udp: u16,
     /// In the list of those that have something to send.
     pub(crate) dirty: bool,
-    /// The instant that stands in the heap of deadlines for this session.
-    pub(crate) armed: Time,
 }
 
 /// A place in the list of hosts.
@@ -231,6 +229,7 @@ pub(crate) enum Proof {
 }
 
 /// What a host keeps of a peer that registers.
+#[derive(Default)]
 pub(crate) struct Guest {
     /// The device key that it proved to hold.
     pub(crate) proven: Option<[u8; 32]>,
@@ -244,13 +243,22 @@ pub(crate) struct Guest {
     /// Who asked whether it is there, while it is being asked itself.
     pub(crate) askers: Vec<(SessionId, Req)>,
     pub(crate) probed: Time,
-    pub(crate) registers: TokenBucket,
-    pub(crate) lookups: TokenBucket,
-    pub(crate) errors: TokenBucket,
-    pub(crate) out_packets: TokenBucket,
-    pub(crate) out_bytes: TokenBucket,
-    pub(crate) in_packets: TokenBucket,
-    pub(crate) in_bytes: TokenBucket,
+    pub(crate) registers: Level,
+    pub(crate) lookups: Level,
+    pub(crate) errors: Level,
+    pub(crate) out_packets: Level,
+    pub(crate) out_bytes: Level,
+    pub(crate) in_packets: Level,
+    pub(crate) in_bytes: Level,
+}
+
+/// What every guest may do.
+pub(super) struct GuestLimits {
+    pub(super) registers: Gauge,
+    pub(super) lookups: Gauge,
+    pub(super) errors: Gauge,
+    pub(super) packets: Gauge,
+    pub(super) bytes: Gauge,
 }
 
 #[derive(Clone, Copy)]
@@ -529,7 +537,6 @@ impl Session {
             last_request_s: 0,
             max_udp,
             dirty: false,
-            armed: Time::NEVER,
         }
     }
 
@@ -683,7 +690,7 @@ mod tests {
 
     #[test]
     fn a_session_at_rest_is_small() {
-        assert!(size_of::<Session>() <= 440, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 424, "{}", size_of::<Session>());
     }
 
     #[test]

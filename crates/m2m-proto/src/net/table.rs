@@ -7,7 +7,10 @@ use core::num::NonZeroU32;
 
 use hashbrown::{HashMap, HashTable};
 
-use super::session::{Session, State};
+use super::{
+    deadlines::{Deadlines, grow},
+    session::{Session, State},
+};
 use crate::{event::SessionId, id::Id, relay::budget::neighbour_key, wire::packet::Token};
 
 /// A place in the table. Kept as one more than its index, so that none takes no more than one.
@@ -41,6 +44,7 @@ pub(crate) struct Table {
     peer_tokens: BTreeMap<u32, u32>,
     /// What tells the next session from those that had its slot before.
     generation: u32,
+    pub(crate) deadlines: Deadlines,
     half_open: usize,
     live: usize,
 }
@@ -57,6 +61,7 @@ impl Table {
             hash_secret,
             peer_tokens: BTreeMap::new(),
             generation: 0,
+            deadlines: Deadlines::default(),
             half_open: 0,
             live: 0,
         }
@@ -176,9 +181,7 @@ impl Table {
 
     pub(crate) fn insert(&mut self, mut session: Session) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            if self.sessions.len() == self.sessions.capacity() {
-                self.sessions.reserve_exact(self.sessions.len() / 8 + 4);
-            }
+            grow(&mut self.sessions, 1);
             self.sessions.push(None);
             (self.sessions.len() - 1) as u32
         });
@@ -201,6 +204,7 @@ impl Table {
         self.get(id)?;
         self.unindex_peer_token(id);
         let (token, peer, next) = self.get(id).map(|it| (it.own_token, it.peer, it.next_of_peer))?;
+        self.deadlines.remove(id.slot);
         self.remove_own_token(token, id.slot);
         self.unlink(peer, id.slot, next);
         let session = self.sessions.get_mut(id.slot as usize)?.take()?;

@@ -1,7 +1,4 @@
-//! Deadlines: one entry a session in a heap, the earliest of all that it waits for. An entry that is no longer the
-//! session's own is skipped when its time comes.
-use core::cmp::Reverse;
-
+//! Deadlines: one for a session, the earliest of all that it waits for. One that has moved on when it comes is put back.
 use super::{
     Net,
     session::{Ask, Asking, Session, State},
@@ -21,67 +18,22 @@ pub(super) fn patience(rto: Duration) -> Duration {
     ASK_PATIENCE.max(4 * rto)
 }
 
-/// Entries of the past are swept out of the heap when it is so much longer than the table.
-const HEAP_SLACK: usize = 1024;
-
-/// An entry of the heap: 12 bytes, since every session has one. The greatest is the one that comes first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Deadline(Reverse<([u32; 2], u32)>);
-
-impl Deadline {
-    fn new(time: Time, slot: u32) -> Deadline {
-        let micros = time.as_micros();
-        Deadline(Reverse(([(micros >> 32) as u32, micros as u32], slot)))
-    }
-
-    fn time(self) -> Time {
-        let Deadline(Reverse(([high, low], _))) = self;
-        Time::from_micros(u64::from(high) << 32 | u64::from(low))
-    }
-
-    fn slot(self) -> u32 {
-        let Deadline(Reverse((_, slot))) = self;
-        slot
-    }
-}
-
 impl Net {
-    /// Puts the session's next deadline into the heap, if an earlier one does not stand there already.
+    /// Has the session's turn come when its next deadline does, if it doesn't come earlier already.
     pub(super) fn arm(&mut self, id: SessionId) {
-        let Some(session) = self.table.get_mut(id) else { return };
-        if session.dirty {
-            // What it has to send leaves first (`flush`), and its deadlines follow from that.
-            return;
-        }
+        // What it has to send leaves first (`flush`), and its deadlines follow from that.
+        let Some(session) = self.table.get(id).filter(|session| !session.dirty) else { return };
         let deadline = session.deadline();
-        if deadline >= session.armed {
-            return;
-        }
-        session.armed = deadline;
-        if self.deadlines.len() == self.deadlines.capacity() {
-            self.deadlines.reserve_exact(self.deadlines.len() / 8 + 16);
-        }
-        self.deadlines.push(Deadline::new(deadline, id.slot));
-        if self.deadlines.len() > 2 * self.table.len() + HEAP_SLACK {
-            let table = &self.table;
-            self.deadlines.retain(|entry| {
-                table.at(entry.slot()).is_some_and(|(_, session)| session.armed == entry.time())
-            });
-        }
+        self.table.deadlines.bring_forward(id.slot, deadline);
     }
 
     pub(super) fn next_timeout(&self) -> Time {
-        let session = self.deadlines.peek().map_or(Time::NEVER, |entry| entry.time());
-        session.min(self.next_host_timeout())
+        self.table.deadlines.first().min(self.next_host_timeout())
     }
 
     pub(super) fn run_timers(&mut self, now: Time) {
-        while let Some(entry) = self.deadlines.peek().copied().filter(|entry| entry.time() <= now) {
-            self.deadlines.pop();
-            let there = self.table.at(entry.slot()).filter(|(_, session)| session.armed == entry.time());
-            let Some(id) = there.map(|(id, _)| id) else { continue };
-            let Some(session) = self.table.get_mut(id) else { continue };
-            session.armed = Time::NEVER;
+        while let Some(slot) = self.table.deadlines.pop_due(now) {
+            let Some((id, session)) = self.table.at(slot) else { continue };
             // A deadline that moved on since it was put here comes again at its new time.
             if session.deadline() <= now {
                 self.session_timeout(now, id);
