@@ -206,6 +206,16 @@ impl Line {
         Ok(Some(mid))
     }
 
+    /// False if [`Line::poll_message`] would find nothing. True is no promise that the window lets it leave.
+    pub fn has_next(&mut self) -> bool {
+        let Some(busy) = &mut self.busy else { return false };
+        if !busy.ready.is_empty() || busy.outgoing.has_next() {
+            return true;
+        }
+        busy.congestion.drained();
+        false
+    }
+
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
         loop {

@@ -59,7 +59,11 @@ impl Net {
         if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        if self.send_next(now, id) {
+        let has_ready = |session: &mut Session| session.has_ready(now);
+        if self.table.get_mut(id).is_some_and(has_ready)
+            && self.send_next(now, id)
+            && self.table.get_mut(id).is_some_and(has_ready)
+        {
             return self.dirty.push_back(id);
         }
         if let Some(session) = self.table.get_mut(id) {
@@ -77,7 +81,9 @@ impl Net {
         if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        while self.send_next(now, id) {}
+        while self.table.get_mut(id).is_some_and(|session| session.has_ready(now)) && self.send_next(now, id)
+        {
+        }
         self.arm(id);
     }
 
@@ -314,6 +320,25 @@ pub(super) fn room_on(session: &Session, path: Path) -> usize {
     MAX_DATAGRAM.min(usize::from(session.max_udp)) - around - MAX_SHORT_OVERHEAD
 }
 
+impl Session {
+    /// False if it would be in vain to begin a packet: after most packets there is nothing more to say.
+    fn has_ready(&mut self, now: Time) -> bool {
+        let queues = &self.control.queues;
+        !queues.once.is_empty()
+            || self.control.proof_due
+            || queues.asks.iter().any(|ask| ask.due <= now)
+            || self.rare.renewal.is_some()
+            || self.line.has_next()
+            || self.owes_ping()
+    }
+
+    /// So much has left without an answer that it has to be asked for one.
+    fn owes_ping(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| secure.unanswered() >= UNANSWERED)
+            && !self.control.pinging()
+    }
+}
+
 /// True if there is anything that CONFIRM could go along with.
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
     let patience = super::timers::patience(session.line.rto(cx.config));
@@ -346,10 +371,10 @@ fn fill(
         && has_more(session, cx);
     let (open, next_s) = (session.is_open(), super::timers::next_s(session));
     let rto = session.line.rto(cx.config);
-    let secure = session.secure.as_mut()?;
-    if secure.unanswered() >= UNANSWERED && !session.control.pinging() {
+    if session.owes_ping() {
         session.control.ask(Ask::Ping { user: None, next_s }, cx.now);
     }
+    let secure = session.secure.as_mut()?;
     secure.begin(buffer);
     let pn = secure.next_pn().0;
     let mut plain = PlainWriter::new(buffer, exit.room);
