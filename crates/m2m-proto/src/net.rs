@@ -362,8 +362,9 @@ impl Net {
         self.pool.give(buffer);
     }
 
+    /// A buffer for a whole packet.
     fn buffer(&mut self) -> Vec<u8> {
-        self.pool.take()
+        self.pool.take(MAX_DATAGRAM)
     }
 
     /// Opens a session. It exists at once: requests made in it wait until it is up.
@@ -478,6 +479,7 @@ impl Net {
             return Err(CommandError::Closed);
         }
         let next_s = timers::next_s(state);
+        state.control.queues.begin_with(&mut self.spare.queues);
         if !state.control.ask(Ask::Ping { user: Some(id), next_s }, now) {
             return Err(CommandError::QueueFull);
         }

@@ -216,7 +216,7 @@ impl Net {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut copy = self.buffer();
+        let mut copy = self.pool.take(bytes.len());
         copy.extend_from_slice(bytes);
         copy
     }
