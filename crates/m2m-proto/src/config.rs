@@ -160,6 +160,9 @@ pub struct Limits {
     pub relay_bytes: Rate,
     /// REGISTERs and UNREGISTERs per second of one session; beyond it they are ignored. Default 1, burst 10.
     pub register_rate: Rate,
+    /// Changes of keys per second that one session's peer may have answered, or that it answers; beyond it they wait, so that
+    /// one peer can't use up `dh_rate` for all. Default 1, burst 20.
+    pub rekey_rate: Rate,
     /// LOOKUPs per second of one session. Default 10, burst 20.
     pub lookup_rate: Rate,
     /// ERROR frames per second to one neighbour. Default 3, burst 6.
@@ -202,6 +205,7 @@ impl Default for Limits {
             relay_packets: Rate::new(1_000, 2_000),
             relay_bytes: Rate::new(1 << 20, 2 << 20),
             register_rate: Rate::new(1, 10),
+            rekey_rate: Rate::new(1, 20),
             lookup_rate: Rate::new(10, 20),
             error_rate: Rate::new(3, 6),
             queue_messages: 256,
