@@ -259,6 +259,9 @@ pub struct Timers {
     pub host_retry_max: Duration,
     /// How long a closed session answers with CLOSE. Default 3 s.
     pub closing: Duration,
+    /// How long a host may leave a handshake unanswered before the next one is taken, where there is another. Default 8 s; nets
+    /// that live for one command take less.
+    pub host_patience: Duration,
     /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
     pub ack_delay: Duration,
     /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
@@ -279,6 +282,7 @@ impl Default for Timers {
             host_retry_min: Duration::from_secs(1),
             host_retry_max: Duration::from_secs(30),
             closing: Duration::from_secs(3),
+            host_patience: Duration::from_secs(8),
             ack_delay: Duration::from_millis(50),
             key_grace: Duration::from_secs(24 * 3600),
             rekey_interval: Duration::from_secs(24 * 3600),

@@ -218,7 +218,7 @@ fn the_newest_token_stays() {
     let answers = hand.ask(&mut world, &late);
     assert_eq!(answers.len(), 1, "answered all the same");
     assert_eq!(label(&mut world, &mut hand), 0x2222);
-    assert_eq!(hand.talk(&mut world, &[new_token(3, 0)], done), [(3, 1)], "zero is no token");
+    assert_eq!(hand.talk(&mut world, &[new_token(3, 0)], done), [(3, 7)], "zero is no token");
     assert_eq!(label(&mut world, &mut hand), 0x2222);
     let flood: Vec<_> = (0..64).map(|n| new_token(10 + n, 1 + u32::from(n))).collect();
     assert!(hand.talk(&mut world, &flood, done).len() <= 64);
