@@ -44,6 +44,9 @@ const SILENT_RTOS: u32 = 3;
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
 /// So long a direct session is not given up: time for two handshakes, on a path that loses much.
 const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
+/// So often whoever answers, and does not say whether it remembers, is asked again. RESUMED lies in the packet that answers
+/// CONFIRM, so that an honest one's is missing this often on no path that anything else passes.
+const MAX_PRESSES: u8 = 16;
 /// Sessions that one CONFIRM may name at most.
 const MAX_TAGS: usize = 4;
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
@@ -70,6 +73,8 @@ pub(crate) struct Resume {
     pub(super) tags: Vec<[u8; 8]>,
     /// There were too many to name.
     is_cut: bool,
+    /// How often RESUMED was pressed for in the present session.
+    presses: u8,
 }
 
 impl Resume {
@@ -80,6 +85,7 @@ impl Resume {
             self.is_cut = true;
         }
         self.keys.push(key);
+        self.presses = 0;
         self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
     }
 }
@@ -479,12 +485,19 @@ impl Net {
         }
     }
 
-    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost.
+    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost. A peer
+    /// that answers everything else keeps it back: what waits for it must not wait for ever.
     pub(super) fn press_for_verdict(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if session.resume().is_some() && matches!(session.state, State::Up) && !session.control.pinging() {
-            let next_s = super::timers::next_s(session);
-            session.control.ask(Ask::Ping { user: None, next_s }, now);
+        if !matches!(session.state, State::Up) || session.is_unproven() || session.control.pinging() {
+            return;
         }
+        let next_s = super::timers::next_s(session);
+        let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.as_mut()) else { return };
+        if resume.presses == MAX_PRESSES {
+            return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::REFUSED));
+        }
+        resume.presses += 1;
+        session.control.ask(Ask::Ping { user: None, next_s }, now);
     }
 }
