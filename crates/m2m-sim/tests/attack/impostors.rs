@@ -135,6 +135,37 @@ fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
     assert_eq!(failed, Some(RequestError::SessionLost(CloseReason::NoVerdict)));
 }
 
+/// Whoever answers each handshake and nothing after it is left too, before it can no longer be told which of the handshakes
+/// it means.
+#[test]
+fn who_answers_handshakes_only_is_left_after_a_few() {
+    let mut world = World::new(1);
+    let net = world.add(World::config(2));
+    let mut hand = Hand::new(&mut world, 1, net, 2);
+    let address = hand.address;
+    let session = world
+        .command(net, |net, now| net.connect(now, World::id(1), &key(1), Route::Direct(address)).unwrap());
+    answer_init(&mut world, &mut hand);
+    hand.hear(&mut world);
+    post(&mut world, net, session, 7, b"pay").unwrap();
+    let mut handshakes = 0;
+    let closed = (0..600).find_map(|_| {
+        world.run(SECOND);
+        let init = hand.inbox(&mut world).into_iter().find(|bytes| bytes[0] == 0x91);
+        if let Some(init) = init {
+            let (resp, _) = respond(&init, 1, &resp_fields(Suite::Aes128Gcm));
+            hand.send(&mut world, &resp);
+            handshakes += 1;
+        }
+        world.member(net).events.iter().find_map(|(_, event)| match event {
+            Event::Closed { why, .. } => Some(*why),
+            _ => None,
+        })
+    });
+    assert_eq!(closed, Some(CloseReason::NoVerdict));
+    assert_eq!(handshakes, 8);
+}
+
 #[test]
 fn no_key_and_no_secret_leaves_before_the_device_has_proved_itself_again() {
     let (mut world, net, session, mut hand) = pinned();
