@@ -36,11 +36,15 @@ pub enum Drop {
     OutputFull,
     /// A hint that repeats no packet of ours.
     BadHint,
+    /// Another shard handed it over, and it does not belong here either.
+    WrongShard,
+    /// It belonged to another shard, which had no room for it.
+    ShardFull,
 }
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 16] = [
+    pub const ALL: [Drop; 18] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -57,6 +61,8 @@ impl Drop {
         Drop::HopLimit,
         Drop::OutputFull,
         Drop::BadHint,
+        Drop::WrongShard,
+        Drop::ShardFull,
     ];
 
     /// The reason as the protocol's section 14 names it.
@@ -74,6 +80,8 @@ impl Drop {
             Drop::HopLimit => "hop limit",
             Drop::OutputFull => "output full",
             Drop::BadHint => "bad hint",
+            Drop::WrongShard => "wrong shard",
+            Drop::ShardFull => "shard full",
             Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
         }
     }
@@ -97,6 +105,8 @@ impl Drop {
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
             Drop::BadHint => "bad_hint",
+            Drop::WrongShard => "wrong_shard",
+            Drop::ShardFull => "shard_full",
         }
     }
 
@@ -134,6 +144,8 @@ pub struct Stats {
     pub moves: u64,
     /// Places that a peer seemed to be at, and did not prove to be.
     pub moves_failed: u64,
+    /// Packets, questions and answers that were handed over to another shard.
+    pub handed_over: u64,
     drops: [u64; Drop::ALL.len()],
 }
 
