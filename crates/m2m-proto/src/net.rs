@@ -78,7 +78,7 @@ pub const MAX_DATAGRAM: usize = 1200;
 /// Nobody may take less than this (protocol, section 3.1); one who says so is refused.
 const MIN_MAX_UDP: u16 = 256;
 /// Buffers kept for the next packets.
-const POOL: usize = 64;
+const POOL: usize = 256;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
 /// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
@@ -330,6 +330,12 @@ impl Net {
             self.take_turn(now, session);
         }
         Output::Timeout(self.next_timeout())
+    }
+
+    /// What is there to be done already, without asking the sessions what else is ready to leave: for a driver that
+    /// gives answers first, so that they leave together. [`Net::poll_output`] has to follow.
+    pub fn poll_ready(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
     }
 
     /// Gives a buffer back, so that the next packet needs no allocation.

@@ -3,17 +3,29 @@
 //! ```text
 //!  builder  what a net is made of          shared  the machine, and who waits for what it tells
 //!  socket   datagrams, IPv4 and IPv6       driver  the task: receive, time, what could not be sent at once
-//!  hosts    names that are looked up       store   claims and epochs, on the disk
+//!  batched  several of them in one call    egress  datagrams that leave together
+//!  events   whom it concerns               waiting who waits for an answer
+//!  hosts    names that are looked up       handlers  requests of others
+//!                                          store   claims and epochs, on the disk
 //! ```
+#[cfg(target_os = "linux")]
+mod batched;
+#[cfg(not(target_os = "linux"))]
+#[path = "net/unbatched.rs"]
+mod batched;
 mod builder;
 mod clock;
 mod driver;
+mod egress;
+mod events;
+mod handlers;
 mod hosts;
 mod news;
 mod remote_key;
 pub(crate) mod shared;
 mod socket;
 mod store;
+mod waiting;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -246,7 +258,7 @@ impl Net {
 
     /// Datagrams that the system refused to send (no route, and the like).
     pub fn send_errors(&self) -> u64 {
-        self.0.shared.look().send_errors
+        self.0.shared.look().egress.errors()
     }
 
     /// Handshakes of others that wait for the first packet of the session.
@@ -288,7 +300,8 @@ fn begin_shutdown(shared: &Arc<Shared>) {
     if std::mem::replace(&mut state.draining, true) {
         return;
     }
-    let mut handlers = std::mem::take(&mut state.handlers);
+    state.refuse_waiting(shared.now());
+    let mut handlers = state.incoming.take_tasks();
     let runtime = state.runtime.clone();
     drop(state);
     let shared = shared.clone();
@@ -352,7 +365,7 @@ impl Serving {
             if state.router.is_some() {
                 return Err(Error::new(ErrorKind::Configuration, "this net serves a router already"));
             }
-            state.install(shared, &router);
+            state.install(&router);
             Ok(())
         });
         installed.map(|()| Serving { shared: shared.clone(), router })

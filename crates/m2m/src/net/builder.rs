@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     Net, driver,
+    handlers::MAX_RUNNING,
     hosts::{self, HostName},
     news::HostState,
     remote_key::OwnKey,
@@ -41,6 +42,8 @@ pub struct NetBuilder {
     max_router_tm: Option<Duration>,
     accept: bool,
     strict: bool,
+    batched: bool,
+    max_handlers: usize,
     allow_key_change: bool,
     tune: Option<Tune>,
 }
@@ -67,6 +70,8 @@ impl NetBuilder {
             max_router_tm: None,
             accept: true,
             strict: false,
+            batched: true,
+            max_handlers: MAX_RUNNING,
             allow_key_change: false,
             tune: None,
         }
@@ -131,6 +136,19 @@ impl NetBuilder {
         self
     }
 
+    /// Handlers that may be under way at a time; so many requests more wait for one of them to end, and beyond those
+    /// they are answered 5.03. Handlers that wait for nothing don't count. Default: 1,024.
+    pub fn max_handlers(mut self, count: usize) -> NetBuilder {
+        self.max_handlers = count;
+        self
+    }
+
+    /// Take and give several datagrams in one call to the system, where it can. Default: yes.
+    pub fn batched(mut self, batched: bool) -> NetBuilder {
+        self.batched = batched;
+        self
+    }
+
     /// Changes what has no method of its own here: limits and timers. Called last; what it sets stands.
     pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> NetBuilder {
         self.tune = Some(Box::new(tune));
@@ -150,7 +168,7 @@ impl NetBuilder {
         self.check()?;
         // A pair key is told before the socket and the folder are tried.
         self.key.to_net_key()?;
-        let socket = Arc::new(Socket::bind(self.bind)?);
+        let socket = Arc::new(Socket::bind(self.bind, self.batched)?);
         let kept = read_state(self.key.clone(), self.state_dir.take(), self.server).await?;
         let net_key = kept.own_key.net_key()?;
         let device = kept.device.unwrap_or_else(|| DeviceKey::derived_from(&net_key, self.id));
@@ -172,7 +190,7 @@ impl NetBuilder {
             .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
         let machine = proto::Net::new(config, seed, Time::ZERO);
         let store = Store::new(kept.dir, claims, kept.own_key, self.strict);
-        let shared = Arc::new(Shared::new(machine, socket.clone(), store));
+        let shared = Arc::new(Shared::new(machine, socket.clone(), store, self.max_handlers));
         shared.with(|state, now| state.set_unix_time(now));
         self.add_hosts(&shared, &socket)?;
         let (driven, driven_socket) = (shared.clone(), socket.clone());
