@@ -20,6 +20,7 @@ use crate::{
 /// let mut config = Config::new(id, key, device);
 /// config.relay = true;
 /// ```
+#[derive(Clone)]
 pub struct Config {
     /// This net's id.
     pub id: Id,
@@ -80,6 +81,7 @@ impl Config {
 }
 
 /// A net key that was replaced from afar.
+#[derive(Clone)]
 pub struct PreviousKey {
     /// The key.
     pub key: NetKey,

@@ -160,6 +160,41 @@ impl Stats {
         Drop::ALL.into_iter().map(|why| (why, self.dropped(why)))
     }
 
+    /// Counts what another machine of the same net has counted, too.
+    pub fn add(&mut self, other: &Stats) {
+        // Taken apart, so that none is forgotten.
+        let Stats {
+            datagrams_in,
+            datagrams_out,
+            relayed,
+            relayed_bytes,
+            handshakes,
+            cookies,
+            hints_sent,
+            recoveries,
+            rekeys,
+            moves,
+            moves_failed,
+            handed_over,
+            drops,
+        } = other;
+        let counters = [
+            (&mut self.datagrams_in, datagrams_in),
+            (&mut self.datagrams_out, datagrams_out),
+            (&mut self.relayed, relayed),
+            (&mut self.relayed_bytes, relayed_bytes),
+            (&mut self.handshakes, handshakes),
+            (&mut self.cookies, cookies),
+            (&mut self.hints_sent, hints_sent),
+            (&mut self.recoveries, recoveries),
+            (&mut self.rekeys, rekeys),
+            (&mut self.moves, moves),
+            (&mut self.moves_failed, moves_failed),
+            (&mut self.handed_over, handed_over),
+        ];
+        counters.into_iter().chain(self.drops.iter_mut().zip(drops)).for_each(|(sum, more)| *sum += more);
+    }
+
     pub(crate) fn drop(&mut self, why: Drop) {
         if let Some(count) = self.drops.get_mut(why as usize) {
             *count += 1;
@@ -170,6 +205,16 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_count_everything() {
+        let mut stats = Stats { datagrams_in: 3, handed_over: 4, ..Stats::default() };
+        stats.drop(Drop::ShardFull);
+        let mut sum = stats.clone();
+        sum.add(&stats);
+        assert_eq!((sum.datagrams_in, sum.handed_over, sum.dropped(Drop::ShardFull)), (6, 8, 2));
+        assert_eq!((sum.relayed, sum.dropped(Drop::Malformed)), (0, 0));
+    }
 
     #[test]
     fn each_reason_has_its_own_counter() {
