@@ -202,7 +202,7 @@ impl NetBuilder {
         let claims = kept.claims.or_else(|| config.registry.then(Claims::in_memory)).map(Arc::new);
         let dir = kept.dir.map(Arc::new);
         let store = || Store::new(dir.clone(), claims.clone(), kept.own_key.clone(), self.strict);
-        let shards = self.start(config, &sockets, store)?;
+        let shards = self.start(&config, &sockets, store)?;
         self.add_hosts(shards.first(), &first)?;
         let address = first.local_addr();
         for (shared, socket) in shards.all().iter().cloned().zip(sockets) {
@@ -219,7 +219,7 @@ impl NetBuilder {
     /// A machine for each socket, and what belongs to it.
     fn start(
         &self,
-        config: Config,
+        config: &Config,
         sockets: &[Arc<Socket>],
         store: impl Fn() -> Store,
     ) -> Result<Shards, Error> {

@@ -85,7 +85,7 @@ impl Shards {
 
 /// The configuration of each shard of a net of so many. What a source may claim of ids in all is shared among them:
 /// claims are kept for good.
-pub(super) fn configs(config: Config, count: u8) -> Vec<Config> {
+pub(super) fn configs(config: &Config, count: u8) -> Vec<Config> {
     (0..count)
         .map(|index| {
             let mut config = config.clone();
