@@ -4,5 +4,6 @@ mod keys;
 mod lifecycle;
 mod remote;
 mod shapes;
+mod shards;
 mod talks;
 mod world;

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use super::{
     Net,
     session::{Ask, Guest, Proof, Registering},
+    shard::Asker,
 };
 use crate::{
     config::{Config, Limits},
@@ -268,21 +269,23 @@ impl Net {
             Some(false) => FoundStatus::BUSY,
             Some(true) if wanted == own => FoundStatus::ONLINE,
             Some(true) => match self.registry.get(&wanted).map(|there| there.session) {
+                None if self.ask_elsewhere(id, req, wanted) => return,
                 None => FoundStatus::OFFLINE,
-                Some(there) => match self.presence(now, there, (id, req)) {
+                Some(there) => match self.presence(now, there, self.asker(id, req)) {
                     Some(status) => status,
                     None => return,
                 },
             },
         };
-        self.answer_lookup(id, req, status);
+        self.answer_lookup(self.asker(id, req), status);
     }
 
     /// Whether a registered net is there: at once if it was heard just now. Else it is asked, and the answer follows.
-    fn presence(&mut self, now: Time, there: SessionId, asker: (SessionId, Req)) -> Option<FoundStatus> {
+    pub(super) fn presence(&mut self, now: Time, there: SessionId, asker: Asker) -> Option<FoundStatus> {
+        let is_itself = asker == self.asker(there, asker.req);
         let session = self.table.get_mut(there)?;
         let Some(guest) = session.guest.as_mut() else { return Some(FoundStatus::OFFLINE) };
-        if now.since(session.last_heard) < JUST_HEARD || asker.0 == there {
+        if now.since(session.last_heard) < JUST_HEARD || is_itself {
             return Some(FoundStatus::ONLINE);
         }
         if guest.askers.contains(&asker) {
@@ -307,12 +310,13 @@ impl Net {
             .get_mut(there)
             .and_then(|session| session.guest.as_mut())
             .map(|guest| core::mem::take(&mut guest.askers));
-        for (asker, req) in askers.unwrap_or_default() {
-            self.answer_lookup(asker, req, status);
+        for asker in askers.unwrap_or_default() {
+            self.answer_lookup(asker, status);
         }
     }
 
-    fn answer_lookup(&mut self, id: SessionId, req: Req, status: FoundStatus) {
+    pub(super) fn answer_lookup(&mut self, asker: Asker, status: FoundStatus) {
+        let Some((id, req)) = self.asker_here(asker) else { return self.answer_elsewhere(asker, status) };
         let is_here = matches!(status, FoundStatus::ONLINE | FoundStatus::SILENT);
         let home = if is_here { self.config.id } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });

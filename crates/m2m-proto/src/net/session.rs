@@ -15,6 +15,7 @@ use super::{
     pinning::{Pin, Prover, Proving},
     recover::{Opener, Tails},
     rekey::Renewal,
+    shard::Asker,
 };
 use crate::{
     coap::line::Line,
@@ -181,7 +182,7 @@ pub(crate) struct Guest {
     pub(crate) lease: Duration,
     pub(crate) registered: bool,
     /// Who asked whether it is there, while it is being asked itself.
-    pub(crate) askers: Vec<(SessionId, Req)>,
+    pub(crate) askers: Vec<Asker>,
     pub(crate) probed: Time,
     pub(crate) registers: TokenBucket,
     pub(crate) lookups: TokenBucket,

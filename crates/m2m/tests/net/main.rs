@@ -8,4 +8,6 @@ mod keys;
 mod lifetimes;
 mod many;
 mod requests;
+#[cfg(target_os = "linux")]
+mod shards;
 mod survive;
