@@ -123,6 +123,8 @@ pub(crate) enum Verb {
     Online(Online),
     /// Show in one process, on real sockets, what m2m does: a host, two devices, an app
     Demo,
+    /// Measure m2m on this machine: requests, relaying, handshakes, memory, bytes
+    Bench(crate::commands::bench::words::Bench),
     /// Print what a shell needs to complete m2m's words
     Completions(Completions),
     /// Print the manual page, in roff
