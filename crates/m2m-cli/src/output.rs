@@ -77,6 +77,11 @@ impl Output {
         self.say(words);
     }
 
+    /// Data is for a program.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Nothing is to be said but what fails, or it is for a program.
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet || self.json

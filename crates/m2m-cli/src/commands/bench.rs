@@ -20,6 +20,7 @@ mod request;
 mod serving;
 mod sessions;
 mod udp;
+mod wire;
 pub(crate) mod words;
 mod yardstick;
 
@@ -63,7 +64,10 @@ pub(super) fn run(
         What::Request(request) => request::run(request, &place, output)?,
         What::Relay(relay) => relay::run(relay, &place, output)?,
         What::Handshake(pace) => handshake::run(pace, &place, output)?,
-        _ => {}
+        What::Sessions(sessions) => sessions::run(sessions, &place, output)?,
+        What::Wire => wire::run(output)?,
+        // Done above.
+        What::Server(_) => {}
     }
     Ok(Exit::Ok)
 }

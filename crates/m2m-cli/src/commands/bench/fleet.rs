@@ -88,7 +88,7 @@ impl World {
                     self.failed = Some(format!("a session did not come up: {why}"));
                 }
                 Output::Event(Event::Closed { why, .. }) => {
-                    self.failed = Some(format!("a session ended: {why}"))
+                    self.failed = Some(format!("a session ended: {why}"));
                 }
                 _ => {}
             }

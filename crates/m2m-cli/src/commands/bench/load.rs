@@ -46,15 +46,28 @@ impl Round {
     }
 }
 
-/// Drives a server for so long with so many requests on their way, and waits for the last answers.
+/// When a round is over.
+#[derive(Clone, Copy)]
+pub(super) enum Until {
+    /// After so long.
+    Lasted(Duration),
+    /// After so many requests.
+    Asked(u64),
+}
+
+/// Drives a server with so many requests on their way, and waits for the last answers.
 pub(super) fn drive(
     load: &mut dyn Load,
     server: &mut Child,
     inflight: u32,
-    lasts: Duration,
+    until: Until,
 ) -> Result<Round, Failure> {
     let before: Reading = server.read()?;
     let start = Instant::now();
+    let inflight = match until {
+        Until::Lasted(_) => inflight,
+        Until::Asked(count) => inflight.min(u32::try_from(count).unwrap_or(u32::MAX)),
+    };
     let mut sent_at = vec![start; inflight as usize];
     for slot in 0..inflight {
         load.ask(slot)?;
@@ -77,11 +90,14 @@ pub(super) fn drive(
             continue;
         }
         heard = now;
-        let goes_on = now - start < lasts;
         for slot in answered.drain(..) {
             let Some(sent) = sent_at.get_mut(slot as usize) else { continue };
             latencies.push(u32::try_from((now - *sent).as_nanos()).unwrap_or(u32::MAX));
             *sent = now;
+            let goes_on = match until {
+                Until::Lasted(lasts) => now - start < lasts,
+                Until::Asked(count) => (latencies.len() as u64 + u64::from(open) - 1) < count,
+            };
             match goes_on {
                 true => load.ask(slot)?,
                 false => open -= 1,

@@ -10,9 +10,9 @@ use m2m_proto::coap::message::{Message, MessageToken, MessageType, Mid};
 use m2m_proto::coap::writer::MessageWriter;
 use m2m_proto::session::Secure;
 use m2m_proto::session::handshake::{Established, InitFields, Initiator};
-use m2m_proto::session::keys::{Suite, SuiteSet};
+use m2m_proto::session::keys::{NetKey, Suite, SuiteSet};
 use m2m_proto::wire::bundle::{Element, PlainWriter, elements};
-use m2m_proto::wire::frame::Frame;
+use m2m_proto::wire::frame::{Frame, Req};
 use m2m_proto::wire::packet::{Caps, KeyId, Packet, Token};
 
 use super::load::Load;
@@ -43,6 +43,9 @@ pub(super) struct Handshakes {
     server: SocketAddr,
     has_flows: bool,
     next: u32,
+    answers: Vec<(Established, Way)>,
+    /// The first packet of a session.
+    first: Vec<u8>,
 }
 
 struct Open {
@@ -65,6 +68,8 @@ impl Handshakes {
             server,
             has_flows: flows > 1,
             next: 0,
+            answers: Vec::new(),
+            first: Vec::new(),
         })
     }
 
@@ -73,57 +78,91 @@ impl Handshakes {
         self.socket
     }
 
-    /// Makes so many ready; each is another id's.
+    /// Makes so many ready, each another id's, so that the client has less to do while they are measured.
     pub(super) fn prepare(&mut self, secrets: &mut Secrets, count: u32) -> Result<(), Failure> {
         let key = secrets.net_key()?;
-        for number in self.next..self.next + count {
-            let src = numbered(PEERS, number.into());
-            let fields = init_fields(src, number)?;
-            self.waiting.push(Initiator::start(&fields, &key.pair(src, SERVER), secrets.ephemeral(&key)));
+        for _ in 0..count {
+            let initiator = self.make(secrets, &key)?;
+            self.waiting.push(initiator);
         }
-        self.next += count;
         Ok(())
     }
 
-    /// Does those that are ready, until `until` says so or none are left. `done` gets each, with the buffer of the
-    /// first packet, which it writes.
-    pub(super) fn run(
+    fn make(&mut self, secrets: &mut Secrets, key: &NetKey) -> Result<Initiator, Failure> {
+        let src = numbered(PEERS, self.next.into());
+        let fields = init_fields(src, self.next)?;
+        self.next += 1;
+        Ok(Initiator::start(&fields, &key.pair(src, SERVER), secrets.ephemeral(key)))
+    }
+
+    /// Does so many, and makes each when its turn has come. `done` gets each, with the buffer of the first packet, which
+    /// it writes.
+    pub(super) fn open(
         &mut self,
-        until: impl Fn() -> bool,
+        secrets: &mut Secrets,
+        count: u32,
         mut done: impl FnMut(&Established, &mut Vec<u8>),
-    ) -> Result<u64, Failure> {
-        let (mut count, mut first) = (0, Vec::new());
-        let mut answers: Vec<(Established, Way)> = Vec::new();
-        loop {
-            let over = until();
-            while !over && self.open.len() < INFLIGHT {
-                let Some(initiator) = self.waiting.pop() else { break };
-                let packet = initiator.init().to_vec();
-                let token = initiator_token(&packet);
-                let from = self.has_flows.then(|| flow_address(token.saturating_sub(1)).into());
-                self.outbox.push(&self.socket, self.server, from, &packet).map_err(failed)?;
-                self.open.insert(token, Open { from, initiator, packet, sent: Instant::now(), tries: 1 });
-            }
-            if self.open.is_empty() {
-                self.outbox.flush(&self.socket).map_err(failed)?;
-                return Ok(count);
+    ) -> Result<(), Failure> {
+        let key = secrets.net_key()?;
+        let mut left = count;
+        while left > 0 || !self.open.is_empty() {
+            if left > 0 && self.open.len() < INFLIGHT {
+                let initiator = self.make(secrets, &key)?;
+                self.begin(initiator)?;
+                left -= 1;
             }
             self.outbox.flush(&self.socket).map_err(failed)?;
-            let open = &mut self.open;
-            let some = self.inbox.receive(&self.socket, |datagram, way| {
-                answers.extend(read_answer(open, datagram).map(|established| (established, way)));
-            });
-            for (established, way) in answers.drain(..) {
-                count += 1;
-                done(&established, &mut first);
-                let from = way.to.filter(|_| self.has_flows);
-                self.outbox.push(&self.socket, way.from, from, &first).map_err(failed)?;
-            }
-            if !some.map_err(failed)? {
-                self.repeat()?;
-                std::thread::yield_now();
-            }
+            self.take(&mut done)?;
         }
+        self.outbox.flush(&self.socket).map_err(failed)
+    }
+
+    /// Does those that were prepared, until `is_over` says so or none are left, and says how many that were.
+    pub(super) fn run(
+        &mut self,
+        is_over: impl Fn() -> bool,
+        mut done: impl FnMut(&Established, &mut Vec<u8>),
+    ) -> Result<u64, Failure> {
+        let mut count = 0;
+        loop {
+            while self.open.len() < INFLIGHT && !is_over() {
+                let Some(initiator) = self.waiting.pop() else { break };
+                self.begin(initiator)?;
+            }
+            self.outbox.flush(&self.socket).map_err(failed)?;
+            if self.open.is_empty() {
+                return Ok(count);
+            }
+            count += self.take(&mut done)?;
+        }
+    }
+
+    fn begin(&mut self, initiator: Initiator) -> Result<(), Failure> {
+        let packet = initiator.init().to_vec();
+        let token = initiator_token(&packet);
+        let from = self.has_flows.then(|| flow_address(token.saturating_sub(1)).into());
+        self.outbox.push(&self.socket, self.server, from, &packet).map_err(failed)?;
+        self.open.insert(token, Open { from, initiator, packet, sent: Instant::now(), tries: 1 });
+        Ok(())
+    }
+
+    /// Takes what came, and begins the sessions whose handshakes are done; says how many.
+    fn take(&mut self, done: &mut impl FnMut(&Established, &mut Vec<u8>)) -> Result<u64, Failure> {
+        let (open, answers) = (&mut self.open, &mut self.answers);
+        let some = self.inbox.receive(&self.socket, |datagram, way| {
+            answers.extend(read_answer(open, datagram).map(|established| (established, way)));
+        });
+        let count = self.answers.len() as u64;
+        for (established, way) in self.answers.drain(..) {
+            done(&established, &mut self.first);
+            let from = way.to.filter(|_| self.has_flows);
+            self.outbox.push(&self.socket, way.from, from, &self.first).map_err(failed)?;
+        }
+        if !some.map_err(failed)? {
+            self.repeat()?;
+            std::thread::yield_now();
+        }
+        Ok(count)
     }
 
     /// Sends again what was lost, and what a cookie was asked for.
@@ -230,16 +269,26 @@ pub(super) fn index_of(token: Token) -> usize {
 /// How the next peer to ask is chosen.
 #[derive(Clone, Copy)]
 pub(super) enum Choice {
-    /// The first so many in turn.
-    First(u32),
+    /// All of them in turn.
+    InTurn,
     /// Any of them; the state of a xorshift generator, which nobody has to be surprised by.
     Random(u64),
 }
 
-/// Peers on one socket, with requests that each fill a packet of their own.
+/// What the next peer is to ask.
+#[derive(Clone, Copy)]
+pub(super) enum Question {
+    /// A request with a payload.
+    Request,
+    /// A PING which says that the next one comes within so many seconds; 0 for never.
+    Ping(u16),
+}
+
+/// Peers on one socket, with questions that each fill a packet of their own.
 pub(super) struct Crowd {
-    pub(super) peers: Vec<Peer>,
+    peers: Vec<Peer>,
     pub(super) choice: Choice,
+    pub(super) question: Question,
     socket: Socket,
     inbox: Inbox,
     outbox: Outbox,
@@ -247,19 +296,21 @@ pub(super) struct Crowd {
     payload: Vec<u8>,
     message: Vec<u8>,
     packet: Vec<u8>,
-    turn: u32,
+    turn: usize,
 }
 
 impl Crowd {
-    /// Peers by the number that their handshakes had; all are on this socket.
-    pub(super) fn new(peers: Vec<Peer>, socket: Socket, server: SocketAddr, size: usize) -> Crowd {
+    /// All peers that these handshakes began, by their numbers.
+    pub(super) fn new(mut peers: Vec<Peer>, handshakes: Handshakes, size: usize) -> Crowd {
+        peers.sort_by_key(Peer::number);
         Crowd {
             peers,
-            choice: Choice::First(1),
-            socket,
-            inbox: Inbox::new(),
-            outbox: Outbox::new(),
-            server,
+            choice: Choice::InTurn,
+            question: Question::Request,
+            server: handshakes.server,
+            socket: handshakes.socket,
+            inbox: handshakes.inbox,
+            outbox: handshakes.outbox,
             payload: vec![7; size],
             message: Vec::new(),
             packet: Vec::new(),
@@ -267,12 +318,16 @@ impl Crowd {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
     fn choose(&mut self) -> usize {
         let count = self.peers.len().max(1);
         match &mut self.choice {
-            Choice::First(first) => {
-                self.turn = (self.turn + 1) % (*first).max(1);
-                self.turn as usize % count
+            Choice::InTurn => {
+                self.turn = (self.turn + 1) % count;
+                self.turn
             }
             Choice::Random(state) => {
                 *state ^= *state << 13;
@@ -288,14 +343,23 @@ impl Load for Crowd {
     fn ask(&mut self, slot: u32) -> Result<(), Failure> {
         let at = self.choose();
         let Some(peer) = self.peers.get_mut(at) else { return Ok(()) };
-        peer.mid = Mid(peer.mid.0.wrapping_add(1));
-        self.message.clear();
-        let token = MessageToken::from_u32(slot);
-        MessageWriter::new(&mut self.message, MessageType::Con, Code::POST, peer.mid, token)
-            .payload(&self.payload);
-        peer.secure.begin(&mut self.packet);
-        PlainWriter::new(&mut self.packet, MAX_UDP.into()).push_message(&self.message);
-        peer.secure.seal(&mut self.packet);
+        match self.question {
+            Question::Ping(next_s) => {
+                // There are fewer slots than numbers of requests.
+                let req = Req(slot as u16);
+                peer.say(&mut self.packet, &[Frame::Ping { req, next_s }]);
+            }
+            Question::Request => {
+                peer.mid = Mid(peer.mid.0.wrapping_add(1));
+                self.message.clear();
+                let (kind, token) = (MessageType::Con, MessageToken::from_u32(slot));
+                let message = MessageWriter::new(&mut self.message, kind, Code::POST, peer.mid, token);
+                message.payload(&self.payload);
+                peer.secure.begin(&mut self.packet);
+                PlainWriter::new(&mut self.packet, MAX_UDP.into()).push_message(&self.message);
+                peer.secure.seal(&mut self.packet);
+            }
+        }
         self.outbox.push(&self.socket, self.server, None, &self.packet).map_err(failed)
     }
 
@@ -307,22 +371,27 @@ impl Load for Crowd {
         let peers = &mut self.peers;
         let payload = &self.payload;
         let some =
-            self.inbox.receive(&self.socket, |datagram, _| read_echo(peers, datagram, payload, answered));
+            self.inbox.receive(&self.socket, |datagram, _| read_answers(peers, datagram, payload, answered));
         some.map(drop).map_err(failed)
     }
 }
 
-/// Opens a packet of the server, and tells the slots of the requests that it answers.
-fn read_echo(peers: &mut [Peer], datagram: &mut [u8], payload: &[u8], answered: &mut Vec<u32>) {
+/// Opens a packet of the server, and tells the slots of the questions that it answers.
+fn read_answers(peers: &mut [Peer], datagram: &mut [u8], payload: &[u8], answered: &mut Vec<u32>) {
     let Ok(Packet::Short(short)) = Packet::decode(datagram) else { return };
     let Some(peer) = peers.get_mut(index_of(short.token)) else { return };
     let Some(plain) = peer.open(datagram) else { return };
     for element in elements(plain).into_iter().flatten() {
-        let Element::Message(message) = element else { continue };
-        let Ok(message) = Message::parse(message) else { continue };
-        let token = message.token();
-        if let (Ok(slot), true) = (token.as_bytes().try_into(), message.payload() == payload) {
-            answered.push(u32::from_be_bytes(slot));
+        match element {
+            Element::Frame(Frame::Pong { req, .. }) => answered.push(req.0.into()),
+            Element::Message(message) => {
+                let Ok(message) = Message::parse(message) else { continue };
+                let token = message.token();
+                if let (Ok(slot), true) = (token.as_bytes().try_into(), message.payload() == payload) {
+                    answered.push(u32::from_be_bytes(slot));
+                }
+            }
+            Element::Frame(_) => {}
         }
     }
 }

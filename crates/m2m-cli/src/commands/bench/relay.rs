@@ -47,26 +47,31 @@ pub(super) fn run(relay: &Relay, place: &Place, output: Output) -> Result<(), Fa
         |role, port| Child::start(&Start { role, key: secrets.key(), sessions: flows, flows: (port, flows) });
     let (to_plain, to_batched) = (Socket::for_flows(flows)?, Socket::for_flows(flows)?);
     let mut host = start(Role::Net, 0)?;
-    let plain = start(Role::Forward, to_plain.port()?)?;
-    let batched = start(Role::ForwardBatched, to_batched.port()?)?;
+    let mut plain = start(Role::Forward, to_plain.port()?)?;
+    let mut batched = start(Role::ForwardBatched, to_batched.port()?)?;
     let place = place.with(&[&host, &plain, &batched]);
-    let guests = Guests::register(&mut host, &mut secrets, flows)?;
-    let plain_load = Plain::new(to_plain, plain.address, flows, INNER);
-    let batched_load = Plain::new(to_batched, batched.address, flows, INNER);
+    let mut guests = Guests::register(&mut host, &mut secrets, flows)?;
+    let mut plain_load = Plain::new(to_plain, plain.address, flows, INNER);
+    let mut batched_load = Plain::new(to_batched, batched.address, flows, INNER);
     let mut contenders = [
-        Contender::new("m2m, by id", host, guests),
-        Contender::new("(a) plain UDP forwarder", plain, plain_load),
-        Contender::new("(b) batched UDP forwarder", batched, batched_load),
+        Contender::new("m2m, by id", &mut host, &mut guests),
+        Contender::new("(a) plain UDP forwarder", &mut plain, &mut plain_load),
+        Contender::new("(b) batched UDP forwarder", &mut batched, &mut batched_load),
     ];
     let lasts = Duration::from_millis(relay.pace.millis);
     take_turns(&mut contenders, relay.inflight, relay.pace.rounds, lasts, output)?;
     tell(relay, &place, &contenders, output)
 }
 
-fn tell(relay: &Relay, place: &Place, contenders: &[Contender; 3], output: Output) -> Result<(), Failure> {
+fn tell(
+    relay: &Relay,
+    place: &Place,
+    contenders: &[Contender<'_>; 3],
+    output: Output,
+) -> Result<(), Failure> {
     let [ours, plain, batched] = contenders;
     let cpu_ratio = ours.ratio_to(plain, Round::cpu_each);
-    let rate_ratio = |other: &Contender| ours.ratio_to(other, |round| Some(round.rate()));
+    let rate_ratio = |other: &Contender<'_>| ours.ratio_to(other, |round| Some(round.rate()));
     let ratio_forwarder = rate_ratio(plain);
     let of = |value: Option<f64>, digits| value.map(|value| rounded(value, digits));
     let object = json!({
@@ -80,7 +85,7 @@ fn tell(relay: &Relay, place: &Place, contenders: &[Contender; 3], output: Outpu
     });
     let words = |ratio: Option<f64>| ratio.map_or_else(|| "?".to_owned(), |ratio| format!("{ratio:.2}"));
     let number = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), grouped);
-    let row = |one: &Contender| vec![one.name.to_owned(), number(one.rate()), number(one.cpu())];
+    let row = |one: &Contender<'_>| vec![one.name.to_owned(), number(one.rate()), number(one.cpu())];
     let rows: Vec<Vec<String>> = contenders.iter().map(row).collect();
     let text = format!(
         "packets of {INNER} bytes (64 of payload), {} on their way, {} flows; {} rounds of {} ms; {place}\n\n{}\n\

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::child::{Child, Start};
 use super::figures::{grouped, median, rounded};
 use super::fleet::Fleet;
-use super::load::{Load, Round, drive};
+use super::load::{Load, Round, Until, drive};
 use super::peers::{CONFIRM, Handshakes, Peer};
 use super::plain::Plain;
 use super::udp::Socket;
@@ -16,16 +16,16 @@ use crate::exit::Failure;
 use crate::output::Output;
 
 /// A server, who drives it, and what came of that.
-pub(super) struct Contender {
+pub(super) struct Contender<'a> {
     pub(super) name: &'static str,
-    pub(super) server: Child,
-    pub(super) load: Box<dyn Load>,
-    pub(super) rounds: Vec<Round>,
+    server: &'a mut Child,
+    load: &'a mut dyn Load,
+    rounds: Vec<Round>,
 }
 
-impl Contender {
-    pub(super) fn new(name: &'static str, server: Child, load: impl Load + 'static) -> Contender {
-        Contender { name, server, load: Box::new(load), rounds: Vec::new() }
+impl<'a> Contender<'a> {
+    pub(super) fn new(name: &'static str, server: &'a mut Child, load: &'a mut dyn Load) -> Contender<'a> {
+        Contender { name, server, load, rounds: Vec::new() }
     }
 
     pub(super) fn rate(&self) -> Option<f64> {
@@ -41,7 +41,7 @@ impl Contender {
     }
 
     /// The median of this one's figure divided by the other's, round by round.
-    pub(super) fn ratio_to(&self, other: &Contender, of: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
+    pub(super) fn ratio_to(&self, other: &Contender<'_>, of: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
         let pairs = self.rounds.iter().zip(&other.rounds);
         median(pairs.filter_map(|(own, other)| Some(of(own)? / of(other)?)))
     }
@@ -49,21 +49,21 @@ impl Contender {
 
 /// Lets all take turns. Each round begins with another of them.
 pub(super) fn take_turns(
-    contenders: &mut [Contender],
+    contenders: &mut [Contender<'_>],
     inflight: u32,
     rounds: u32,
     lasts: Duration,
     output: Output,
 ) -> Result<(), Failure> {
     for contender in contenders.iter_mut() {
-        drive(contender.load.as_mut(), &mut contender.server, inflight, lasts.min(WARM_UP))?;
+        drive(contender.load, contender.server, inflight, Until::Lasted(lasts.min(WARM_UP)))?;
     }
     for round in 0..rounds {
         super::progress(output, &format!("round {} of {rounds}", round + 1));
         let count = contenders.len();
         for turn in 0..count {
             let Some(contender) = contenders.get_mut((turn + round as usize) % count) else { continue };
-            let done = drive(contender.load.as_mut(), &mut contender.server, inflight, lasts)?;
+            let done = drive(contender.load, contender.server, inflight, Until::Lasted(lasts))?;
             contender.rounds.push(done);
         }
     }
@@ -82,18 +82,18 @@ pub(super) fn run(request: &Request, place: &Place, output: Output) -> Result<()
         1 => Role::EchoLoop,
         _ => Role::Echo,
     };
-    let (ours, echo, batched) = (server(Role::Net)?, server(plain)?, server(Role::EchoBatched)?);
+    let (mut ours, mut echo, mut batched) = (server(Role::Net)?, server(plain)?, server(Role::EchoBatched)?);
     let place = place.with(&[&ours, &echo, &batched]);
-    let _others = open_idle(&ours, &mut secrets, request.idle, output)?;
-    let fleet = Fleet::open(ours.address, &mut secrets, flows, size)?;
+    let _others = open_idle(&mut ours, &mut secrets, request.idle, output)?;
+    let mut fleet = Fleet::open(ours.address, &mut secrets, flows, size)?;
     let yardstick = |server: &Child| -> Result<Plain, Failure> {
         Ok(Plain::new(Socket::for_flows(flows)?, server.address, flows, size))
     };
-    let (to_echo, to_batched) = (yardstick(&echo)?, yardstick(&batched)?);
+    let (mut to_echo, mut to_batched) = (yardstick(&echo)?, yardstick(&batched)?);
     let mut contenders = [
-        Contender::new("m2m, encrypted", ours, fleet),
-        Contender::new("(a) plain UDP echo", echo, to_echo),
-        Contender::new("(b) batched UDP echo", batched, to_batched),
+        Contender::new("m2m, encrypted", &mut ours, &mut fleet),
+        Contender::new("(a) plain UDP echo", &mut echo, &mut to_echo),
+        Contender::new("(b) batched UDP echo", &mut batched, &mut to_batched),
     ];
     let lasts = Duration::from_millis(request.pace.millis);
     take_turns(&mut contenders, request.inflight, request.pace.rounds, lasts, output)?;
@@ -101,7 +101,7 @@ pub(super) fn run(request: &Request, place: &Place, output: Output) -> Result<()
 }
 
 fn open_idle(
-    server: &Child,
+    server: &mut Child,
     secrets: &mut Secrets,
     count: u32,
     output: Output,
@@ -110,7 +110,7 @@ fn open_idle(
         return Ok(None);
     }
     let mut handshakes = Handshakes::new(server.address, 1)?;
-    super::sessions::open(&mut handshakes, secrets, count, output, |established, first| {
+    super::sessions::open(server, &mut handshakes, secrets, count, output, |established, first| {
         Peer::new(established).say(first, &[CONFIRM]);
     })?;
     Ok(Some(handshakes.into_socket()))
@@ -119,12 +119,12 @@ fn open_idle(
 fn tell(
     request: &Request,
     place: &Place,
-    contenders: &mut [Contender; 3],
+    contenders: &mut [Contender<'_>; 3],
     output: Output,
 ) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = contenders.iter_mut().map(row).collect();
     let [ours, echo, batched] = contenders;
-    let rate_ratio = |other: &Contender| ours.ratio_to(other, |round| Some(round.rate()));
+    let rate_ratio = |other: &Contender<'_>| ours.ratio_to(other, |round| Some(round.rate()));
     let (ratio_echo, ratio_batched) = (rate_ratio(echo), rate_ratio(batched));
     let cpu_ratio = ours.ratio_to(echo, Round::cpu_each);
     let of = |value: Option<f64>, digits| value.map(|value| rounded(value, digits));
@@ -161,7 +161,7 @@ fn tell(
     output.line(&text, &object)
 }
 
-fn row(contender: &mut Contender) -> Vec<String> {
+fn row(contender: &mut Contender<'_>) -> Vec<String> {
     let number = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), grouped);
     let micros = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |value| format!("{value:.1}"));
     vec![
