@@ -60,16 +60,18 @@ pub(super) fn run(
     }
     let output = *output;
     let place = Place::take();
-    match &bench.what {
-        What::Request(request) => request::run(request, &place, output)?,
-        What::Relay(relay) => relay::run(relay, &place, output)?,
-        What::Handshake(pace) => handshake::run(pace, &place, output)?,
-        What::Sessions(sessions) => sessions::run(sessions, &place, output)?,
-        What::Wire => wire::run(output)?,
+    let measured = match &bench.what {
+        What::Request(request) => request::run(request, &place, output),
+        What::Relay(relay) => relay::run(relay, &place, output),
+        What::Handshake(pace) => handshake::run(pace, &place, output),
+        What::Sessions(sessions) => sessions::run(sessions, &place, output),
+        What::Wire => wire::run(output),
         // Done above.
-        What::Server(_) => {}
-    }
-    Ok(Exit::Ok)
+        What::Server(_) => Ok(()),
+    };
+    // What a failure has left there.
+    progress(output, "");
+    measured.map(|()| Exit::Ok)
 }
 
 /// Where the client and the servers run.

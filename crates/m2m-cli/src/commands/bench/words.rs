@@ -1,17 +1,7 @@
 //! The words of `m2m bench`.
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-/// What stands above the list of benches.
-const ABOUT: &str = "\
-Measure m2m on this machine, against plain UDP in the same run.
-
-Each bench starts a server in a process of its own, on a core of its own, and drives it over the loopback from
-another core. The yardsticks (plain UDP without encryption, without sessions, without any promise) run in processes
-beside it, and take turns with it round by round: so what else the machine does meets all alike, and the ratios
-hold where absolute figures drift. All figures are medians over the rounds. Nothing leaves this machine.";
-
 #[derive(ClapArgs)]
-#[command(long_about = ABOUT)]
 pub(crate) struct Bench {
     #[command(subcommand)]
     pub(crate) what: What,
