@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use m2m::{Config, Key, Net, NetEvent, Peer, Reply, Request, Router, names::Endpoint};
+use m2m::{Config, Key, Net, NetEvent, Reply, Request, Router, names::Endpoint};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -151,8 +151,9 @@ impl Actor {
             builder = builder.state_dir(state);
         }
         for ((host, _), gate) in hosts.iter().zip(&self.gates) {
-            let endpoint: Endpoint =
-                format!("{}@{}", host.id(), gate.near).parse().expect("an id and an address make an endpoint");
+            let endpoint: Endpoint = format!("{}@{}", host.id(), gate.near)
+                .parse()
+                .expect("an id and an address make an endpoint");
             builder = builder.host(endpoint, key(*host));
         }
         builder

@@ -237,9 +237,8 @@ fn hear(books: &Books, who: Who, line: &str, said: &Mutex<Said>) -> Option<()> {
             (said.sessions, said.registrations, said.half_open) =
                 (state.next()?, state.next()?, state.next()?);
             let pairs = parts.filter_map(|pair| pair.split_once('='));
-            said.counters = pairs
-                .filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)))
-                .collect();
+            said.counters =
+                pairs.filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?))).collect();
         }
         _ => return None,
     }

@@ -241,7 +241,8 @@ async fn play_visit(
     let at_hand: Vec<&Arc<Actor>> =
         world.devices.iter().filter(|device| direct || device.hosts()[0] == actor.hosts()[0]).collect();
     let device = dice.pick(&at_hand)?;
-    let gate = Gate::open(&world.network, actor.place.clone(), device.place.clone(), dice.fork()).await.ok()?;
+    let gate =
+        Gate::open(&world.network, actor.place.clone(), device.place.clone(), dice.fork()).await.ok()?;
     let (way, peer) = if direct {
         (Way::Direct, m2m::Peer::addr(device.who().id(), gate.near).key(key(device.who())))
     } else {

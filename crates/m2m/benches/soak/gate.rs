@@ -183,10 +183,15 @@ pub(crate) fn local(a: u8, b: u8) -> SocketAddr {
 #[derive(Debug)]
 enum Order {
     /// Another port, and perhaps another network, for the user's packets.
-    Rebind { network: bool },
+    Rebind {
+        network: bool,
+    },
     Plug(bool),
     /// Sends a packet on as if the user, or the other end, had sent it again.
-    Repeat { there: bool, bytes: Vec<u8> },
+    Repeat {
+        there: bool,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A gate; dropped, it is gone.

@@ -215,12 +215,7 @@ fn odd_frame<'a>(
         3 => Frame::Lookup { req, id: Id(u128::from(value).to_be_bytes()) },
         4 => Frame::Register { req, ephemeral: dice.chance(0.5), epoch: Epoch(value), lease_s: value as u32 },
         5 => Frame::Unregister { req, epoch: Epoch(value) },
-        6 => Frame::Rekey {
-            req,
-            generation: dice.below(3) as u32,
-            ephemeral,
-            key: KeyBytes::NONE,
-        },
+        6 => Frame::Rekey { req, generation: dice.below(3) as u32, ephemeral, key: KeyBytes::NONE },
         7 => Frame::Rekeyed { req, generation: dice.below(3) as u32, ephemeral },
         8 => Frame::NewToken { req, token: value as u32 },
         9 => Frame::PathChallenge(value.to_be_bytes()),

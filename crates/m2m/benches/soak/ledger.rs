@@ -278,9 +278,8 @@ impl Ledger {
 
     /// Requests whose time is long over, and whose senders were not told anything.
     pub(crate) fn look_for_overdue(&mut self) {
-        let is_overdue = |entry: &Entry| {
-            entry.outcome.is_none() && self.now > entry.at + entry.sent.timeout + OVERDUE
-        };
+        let is_overdue =
+            |entry: &Entry| entry.outcome.is_none() && self.now > entry.at + entry.sent.timeout + OVERDUE;
         let overdue: Vec<u64> =
             self.open.iter().filter(|(_, entry)| is_overdue(entry)).map(|(number, _)| *number).collect();
         for number in overdue {
@@ -440,10 +439,13 @@ impl Ledger {
 
     /// The end: everybody must have been told everything.
     pub(crate) fn finish(&mut self) {
-        let open: Vec<u64> =
-            self.open.iter().filter(|(_, entry)| entry.outcome.is_none()).map(|(number, _)| *number).collect();
+        let open: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, entry)| entry.outcome.is_none())
+            .map(|(number, _)| *number)
+            .collect();
         open.into_iter().for_each(|number| self.violation(number, "has no outcome at the end"));
         std::mem::take(&mut self.settling).into_iter().for_each(|number| self.retire(number));
     }
 }
-

@@ -46,9 +46,8 @@ impl Link {
         let net = self.from.net()?;
         let Some(peer) = &self.peer else { return net.session(self.to.id()) };
         let mut kept = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_alive = |session: &&Session| {
-            matches!(session.state(), SessionState::Up | SessionState::Connecting)
-        };
+        let is_alive =
+            |session: &&Session| matches!(session.state(), SessionState::Up | SessionState::Connecting);
         if let Some(session) = kept.as_ref().filter(is_alive) {
             return Some(session.clone());
         }
@@ -108,14 +107,7 @@ impl Traffic {
     }
 
     /// One request, and what becomes of it; true if it is answered.
-    pub(crate) async fn ask(
-        &self,
-        session: &Session,
-        from: Who,
-        to: Who,
-        way: Way,
-        mut dice: Dice,
-    ) -> bool {
+    pub(crate) async fn ask(&self, session: &Session, from: Who, to: Who, way: Way, mut dice: Dice) -> bool {
         let sent = Sent {
             from,
             to,

@@ -38,21 +38,27 @@ const RULES: [Rule; 7] = [
     Rule { name: "half-open handshakes", of: |sample| sample.half_open, share: 50, more: 256 },
 ];
 
+/// A run has to last so long before growth means anything: until then tables fill up to what they always hold.
+pub(crate) const WARM: Duration = Duration::from_secs(8 * 60);
+
 /// All samples of a run, with room for them from the start.
 pub(crate) struct Watch {
     samples: Vec<Sample>,
+    every: Duration,
 }
 
 impl Watch {
     pub(crate) fn new(lasts: Duration, every: Duration) -> Watch {
-        Watch { samples: Vec::with_capacity((lasts.as_secs() / every.as_secs().max(1) + 16) as usize) }
+        let samples = Vec::with_capacity((lasts.as_secs() / every.as_secs().max(1) + 16) as usize);
+        Watch { samples, every }
     }
 
     pub(crate) fn add(&mut self, sample: Sample) {
         self.samples.push(sample);
     }
 
-    /// The medians of the quarters as a table, and what grew. The first quarter is for warming up.
+    /// The medians of the quarters as a table, and what grew, if the run was long enough to tell. The first quarter is for
+    /// warming up.
     pub(crate) fn judge(&self) -> (String, Vec<String>) {
         let (mut table, mut grown) = (String::new(), Vec::new());
         for rule in RULES {
@@ -60,7 +66,7 @@ impl Watch {
             let cells: Vec<String> = quarters.iter().map(|median| format!("{median:>9}")).collect();
             let _ = writeln!(table, "  {:32}{}", rule.name, cells.join(""));
             let most = quarters[1] + quarters[1] * rule.share / 100 + rule.more;
-            if quarters[3] > most {
+            if quarters[3] > most && self.is_long() {
                 grown.push(format!(
                     "{} grew from {} in the second quarter to {} in the last; {most} would do",
                     rule.name, quarters[1], quarters[3]
@@ -68,6 +74,11 @@ impl Watch {
             }
         }
         (table, grown)
+    }
+
+    /// True if growth is judged.
+    pub(crate) fn is_long(&self) -> bool {
+        self.every * self.samples.len() as u32 >= WARM
     }
 
     /// Of one quarter, without the moments when there was nothing to look at.

@@ -3,9 +3,11 @@ mod fixture;
 
 mod failures;
 mod flaws;
+mod guest;
 mod hosts;
 mod keys;
 mod lifetimes;
 mod many;
+mod neighbours;
 mod requests;
 mod survive;
