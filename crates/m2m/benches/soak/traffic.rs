@@ -51,10 +51,7 @@ impl Link {
         if let Some(session) = kept.as_ref().filter(is_alive) {
             return Some(session.clone());
         }
-        *kept = match net.dial(peer.clone()) {
-            Ok(session) => Some(session),
-            Err(_) => None,
-        };
+        *kept = net.dial(peer.clone()).ok();
         books.count(if kept.is_some() { "sessions dialled" } else { "sessions not dialled" });
         kept.clone()
     }

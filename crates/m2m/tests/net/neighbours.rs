@@ -182,7 +182,9 @@ async fn a_slow_reader() {
     });
     ask_until(&session, &waiting).await;
     assert_eq!(done.load(Ordering::SeqCst), 1);
-    assert!(handlers.load(Ordering::SeqCst) > 0);
+    // 64 KiB of answers wait, and the handlers that were at work when that was reached; the rest is told that it is too many.
+    let handlers = handlers.load(Ordering::SeqCst);
+    assert!((50..400).contains(&handlers), "{handlers}");
     assert_eq!(host.sessions(), 2);
 }
 
