@@ -193,13 +193,13 @@ pub(crate) enum ServerTask {
 pub(crate) enum Claims {
     /// Show each claimed id, its device's public key, and since when
     List,
-    /// Let the next device that comes have this id
+    /// Let the next device that comes have this id; a running host acts on it within a second
     Forget {
         /// The claimed id
         #[arg(value_name = "ID", value_parser = parse_id)]
         claimed: Id,
     },
-    /// Give this id to one device, whoever had it
+    /// Give this id to one device, whoever had it; a running host acts on it within a second
     Pin {
         /// The id to claim
         #[arg(value_name = "ID", value_parser = parse_id)]

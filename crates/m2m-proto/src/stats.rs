@@ -36,11 +36,13 @@ pub enum Drop {
     OutputFull,
     /// A hint that repeats no packet of ours.
     BadHint,
+    /// A frame of a type that is unknown, or of no use here; the rest of its packet acts.
+    UnknownFrame,
 }
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 16] = [
+    pub const ALL: [Drop; 17] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -57,6 +59,7 @@ impl Drop {
         Drop::HopLimit,
         Drop::OutputFull,
         Drop::BadHint,
+        Drop::UnknownFrame,
     ];
 
     /// The reason as the protocol's section 14 names it.
@@ -74,6 +77,7 @@ impl Drop {
             Drop::HopLimit => "hop limit",
             Drop::OutputFull => "output full",
             Drop::BadHint => "bad hint",
+            Drop::UnknownFrame => "unknown frame",
             Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
         }
     }
@@ -97,6 +101,7 @@ impl Drop {
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
             Drop::BadHint => "bad_hint",
+            Drop::UnknownFrame => "unknown_frame",
         }
     }
 
@@ -126,6 +131,8 @@ pub struct Stats {
     pub cookies: u64,
     /// Hints sent to peers whose packets bore a token that is unknown here.
     pub hints_sent: u64,
+    /// ERROR frames that came: a neighbour could not pass on something of ours.
+    pub errors: u64,
     /// Sessions that were opened anew under their old handle.
     pub recoveries: u64,
     /// Changes of a session's keys.

@@ -114,13 +114,6 @@ impl Net {
         if !self.registry.has_room(&peer) {
             return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0);
         }
-        if let Some(unix) = self.unix_ms(now)
-            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
-        {
-            // One that was made while our clock ran ahead would otherwise stand in the way until then.
-            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
-            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
-        }
         let source = match session_path {
             super::Path::Direct(address) => source_key(address, self.hash_secret),
             super::Path::Through(_) => return,
@@ -169,6 +162,17 @@ impl Net {
         self.touch(id);
     }
 
+    /// Somebody has changed the claims beside the machine: the id belongs to this device key now, or to nobody. A
+    /// registration that does not rest on that ends with its session, whose device asks anew and is told how it stands.
+    pub fn claim_changed(&mut self, now: Time, id: Id, public: Option<[u8; 32]>) {
+        let Some(there) = self.registry.get(&id).map(|there| there.session) else { return };
+        let guest = self.table.get(there).and_then(|session| session.guest.as_ref());
+        let proven = guest.filter(|guest| guest.claimed).and_then(|guest| guest.proven);
+        if proven != public {
+            self.end(now, there, CloseReason::Unclaimed, Some(CloseCode::REFUSED));
+        }
+    }
+
     fn bind(&mut self, now: Time, id: SessionId, asked: Registering) {
         let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
         let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
@@ -176,6 +180,17 @@ impl Net {
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         let claimed =
             self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
+        if let Some(unix) = self.unix_ms(now)
+            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
+        {
+            if self.registry.get(&peer).is_some_and(|there| there.claimed && !claimed) {
+                return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
+            }
+            // One that was made while our clock ran ahead would otherwise stand in the way until then. Whose id it is
+            // was asked before: a stranger's word changes nothing of another's registration.
+            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
+            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
+        }
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);

@@ -80,12 +80,12 @@ impl Net {
         if relayed.dst == own {
             return Verdict::Mine(relayed.src);
         }
+        if !self.config.relay {
+            return Verdict::Ignore(Drop::NotMine);
+        }
         let len = relayed.inner.len() as u32;
         if !guest.out_packets.take(now, 1) || !guest.out_bytes.take(now, len) {
             return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
-        }
-        if !self.config.relay {
-            return Verdict::Ignore(Drop::NotMine);
         }
         if relayed.hop_limit <= 1 {
             return Verdict::Refuse(ErrorCode::HOP_LIMIT, Drop::HopLimit);

@@ -18,7 +18,7 @@ use super::{
     remote_key::OwnKey,
     shared::Shared,
     socket::Socket,
-    store::Store,
+    store::{self, Store},
 };
 use crate::{
     Error, Key,
@@ -175,6 +175,7 @@ impl NetBuilder {
         let shared = Arc::new(Shared::new(machine, socket.clone(), store));
         shared.with(|state, now| state.set_unix_time(now));
         self.add_hosts(&shared, &socket)?;
+        store::watch_edits(&shared);
         let (driven, driven_socket) = (shared.clone(), socket.clone());
         let ending = driver::Ending(shared.clone());
         tokio::spawn(async move {
