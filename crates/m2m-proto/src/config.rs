@@ -149,6 +149,9 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions with one peer id. Default 64: the original's users open 50 between one pair.
     pub sessions_per_peer: usize,
+    /// Sessions whose round keys are kept, about 2 kB each; the others make them anew for each packet, which takes as
+    /// long as to seal a small one. 0 keeps none. Default 4,096; a device with two sessions needs 2.
+    pub warm_sessions: usize,
     /// Half-open handshakes in all; from half of it on, only for those who showed a cookie. Default 4,096.
     pub half_open: usize,
     /// Half-open handshakes of one source id. Default 64.
@@ -208,6 +211,7 @@ impl Default for Limits {
         Limits {
             sessions: 65_536,
             sessions_per_peer: 64,
+            warm_sessions: 4_096,
             half_open: 4_096,
             half_open_per_peer: 64,
             init_rate: Rate::new(50, 100),
