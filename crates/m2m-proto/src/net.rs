@@ -12,6 +12,7 @@
 //!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
 //!                                                            ├─ rekey, renew_token   other keys, other tokens
 //!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
+//!  handle_handed ─ shard      what another shard of the same net took for this one
 //! ```
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
@@ -59,6 +60,7 @@ mod rekey;
 mod relay;
 mod renew_token;
 mod session;
+mod shard;
 mod standby;
 mod table;
 mod timers;
@@ -69,6 +71,7 @@ mod yielding;
 pub use host::{HostConfig, MAX_HOSTS};
 
 pub use session::Path;
+pub use shard::Handed;
 
 use session::{Ask, State};
 use yielding::YieldingBudget;
@@ -78,7 +81,7 @@ pub const MAX_DATAGRAM: usize = 1200;
 /// Nobody may take less than this (protocol, section 3.1); one who says so is refused.
 const MIN_MAX_UDP: u16 = 256;
 /// Buffers kept for the next packets.
-const POOL: usize = 64;
+const POOL: usize = 256;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
 /// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
@@ -95,7 +98,7 @@ const MESSAGE_HEAD: usize = 4 + 8;
 const MAX_IN_FLIGHT: usize = 768;
 
 /// Where a packet came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Direct(SocketAddr),
     /// In a RELAY frame, in the session with `neighbour`, which says that `src` sent it.
@@ -304,12 +307,8 @@ impl Net {
             Ok(packet) => packet,
             Err(why) => return self.stats.drop(Drop::of_packet(why)),
         };
-        if let Some(shard) = self.foreign_shard(&packet)
-            && let Origin::Direct(from) = origin
-        {
-            let mut bytes = self.buffer();
-            bytes.extend_from_slice(datagram);
-            return self.outputs.push_back(Output::Handover { shard, from, bytes });
+        if let Some(shard) = self.foreign_shard(&packet) {
+            return self.hand_packet(shard, origin, datagram);
         }
         match packet {
             Packet::Short(short) => {
@@ -319,25 +318,9 @@ impl Net {
             Packet::Init(init) => self.on_init(now, origin, &init),
             Packet::Resp(resp) => self.on_resp(now, origin, &resp),
             Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
-            Packet::ResetHint(hint) => self.on_hint(now, origin, &hint),
+            Packet::ResetHint(hint) => self.on_hint_for_any(now, origin, &hint),
             _ => self.stats.drop(Drop::Kind),
         }
-    }
-
-    /// The shard that a packet belongs to, if that is another one.
-    fn foreign_shard(&self, packet: &Packet<'_>) -> Option<u8> {
-        let shard = self.config.shard;
-        if shard.count <= 1 {
-            return None;
-        }
-        let owner = match packet {
-            Packet::Short(short) => shard.of_token(short.token.value()),
-            Packet::Resp(resp) => shard.of_token(resp.stoken.value()),
-            Packet::Cookie(cookie) => shard.of_token(cookie.stoken.value()),
-            Packet::Init(init) => shard.of_id(init.src),
-            _ => return None,
-        };
-        (owner != shard.index).then_some(owner)
     }
 
     /// Time has passed: what was due by `now` happens.
@@ -355,6 +338,12 @@ impl Net {
             self.take_turn(now, session);
         }
         Output::Timeout(self.next_timeout())
+    }
+
+    /// What is there to be done already, without asking the sessions what else is ready to leave: for a driver that
+    /// gives answers first, so that they leave together. [`Net::poll_output`] has to follow.
+    pub fn poll_ready(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
     }
 
     /// Gives a buffer back, so that the next packet needs no allocation.

@@ -276,11 +276,14 @@ impl Net {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }
             Frame::NewToken { req, token } => self.on_new_token(id, req, token),
-            Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
-                self.on_no_route(now, id, dst, packet);
+            Frame::Error { code, dst, src, packet } => {
+                self.stats.errors += 1;
+                if code == ErrorCode::NO_ROUTE && src == self.config.id {
+                    self.on_no_route(now, id, dst, packet);
+                }
             }
             // What this version specifies and does not act on yet, and what a later one will bring.
-            _ => self.stats.drop(Drop::Kind),
+            _ => self.stats.drop(Drop::UnknownFrame),
         }
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Host {
     pub(super) backoff: Duration,
     /// Connected was told and Disconnected was not, since.
     up_told: bool,
+    /// Its session was opened anew, and the registration with it.
+    opened_anew: bool,
     pub(super) public: Option<SocketAddr>,
     /// Granted at the last registration.
     pub(super) lease: Option<Duration>,
@@ -140,6 +142,7 @@ impl Net {
             retry_at: now,
             backoff: self.config.timers.host_retry_min,
             up_told: false,
+            opened_anew: false,
             public: None,
             lease: None,
             renewed: now,
@@ -171,9 +174,22 @@ impl Net {
         }
     }
 
+    /// True for a net that registers without a claim to its id.
+    pub fn is_ephemeral(&self) -> bool {
+        self.config.ephemeral
+    }
+
+    /// The host that this net is registered with and found through, if there is one now.
+    pub fn registered_with(&self) -> Option<Id> {
+        self.hosts
+            .get(self.active_host)
+            .filter(|host| host.registered_session().is_some())
+            .map(|host| host.id)
+    }
+
     /// True while this net is registered with a host.
     pub fn is_registered(&self) -> bool {
-        self.hosts.get(self.active_host).is_some_and(|host| host.registered_session().is_some())
+        self.registered_with().is_some()
     }
 
     /// Asks the host whether a net is online; the answer is [`Event::Found`]. Waits for the host if it is away, until `deadline`.
@@ -232,6 +248,7 @@ impl Net {
     pub(super) fn host_session_up(&mut self, now: Time, place: usize, session: SessionId, unix: u32) {
         let epoch = Epoch(self.last_epoch.saturating_add(1).max(u64::from(unix) * 1000));
         let Some(host) = self.hosts.get_mut(place) else { return };
+        host.opened_anew = host.phase == Phase::Registered(session);
         host.phase = Phase::Registering(session);
         host.corrections = 0;
         if let Some(state) = self.table.get(session) {
@@ -303,6 +320,7 @@ impl Net {
         host.renewed = asked;
         host.backoff = self.config.timers.host_retry_min;
         host.refusal = None;
+        let opened_anew = core::mem::take(&mut host.opened_anew);
         let lingers = host.lingers_until.is_some();
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
@@ -318,6 +336,8 @@ impl Net {
         }
         if !told {
             self.event(Event::HostConnected { host: host_id, public });
+        } else if opened_anew {
+            self.event(Event::HostRecovered { host: host_id, public });
         }
         self.wake_waiting(now, place);
         self.wake_attempts(now);

@@ -136,6 +136,15 @@ impl Net {
         self.answer_netkey(session, storing.req, status);
     }
 
+    /// Another shard of this net has taken a new key, which is on the disk: it is this one's too from now on. What was
+    /// being stored here is void; whoever sent it sends it again.
+    pub fn take_key(&mut self, now: Time, key_id: u16, key: NetKey) {
+        self.key_change.storing = None;
+        let old = core::mem::replace(&mut self.config.key, key);
+        self.config.key_id = key_id;
+        self.key_change.previous = Some((old, now + self.config.timers.key_grace));
+    }
+
     pub(super) fn on_netkey(&mut self, now: Time, id: SessionId, change: &Change<'_>) {
         match self.judge_netkey(now, id, change) {
             Verdict::Ignore => {}

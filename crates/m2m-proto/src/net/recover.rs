@@ -45,8 +45,12 @@ const SILENT_RTOS: u32 = 3;
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
 /// So long a direct session is not given up: time for two handshakes, on a path that loses much.
 const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
-/// Sessions that one CONFIRM may name at most.
-const MAX_TAGS: usize = 4;
+/// So often whoever answers, and does not say whether it remembers, is asked again. RESUMED lies in the packet that answers
+/// CONFIRM, so that an honest one's is missing this often on no path that anything else passes.
+const MAX_PRESSES: u8 = 16;
+/// Handshakes that a peer may answer one after the other without saying whether it remembers: their sessions are named in
+/// CONFIRM. Half a minute or more of them is no connection.
+const MAX_TAGS: usize = 8;
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
 const TAILS: usize = 16;
 
@@ -70,18 +74,14 @@ pub(crate) struct Resume {
     keys: Vec<ResumeKey>,
     /// For the present handshake.
     pub(super) tags: Vec<[u8; 8]>,
-    /// There were too many to name.
-    is_cut: bool,
+    /// How often RESUMED was pressed for in the present session.
+    presses: u8,
 }
 
 impl Resume {
     fn name(&mut self, key: ResumeKey, hash: &[u8; 32]) {
-        if self.keys.len() == MAX_TAGS {
-            // The first stays: it has the most to lose.
-            self.keys.remove(1);
-            self.is_cut = true;
-        }
         self.keys.push(key);
+        self.presses = 0;
         self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
     }
 }
@@ -221,6 +221,11 @@ impl Net {
     }
 
     fn start_attempt(&mut self, now: Time, id: SessionId) {
+        let resume = self.table.get(id).and_then(|session| session.resume());
+        if resume.is_some_and(|resume| resume.keys.len() == MAX_TAGS) {
+            // One more, and it could no longer be told what the peer means: a request might run twice.
+            return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::DONE));
+        }
         let (ephemeral, token) = (self.ephemeral(), self.token());
         if !self.table.add_token(id, token) {
             return;
@@ -472,8 +477,8 @@ impl Net {
         let Some(resume) = session.opener_mut().and_then(|opener| opener.resume.take()) else { return };
         match memory.place() {
             Some(0) => session.line.remembered(),
-            Some(place) if !resume.is_cut => session.line.remembered_since(&mut cx, place),
-            _ => {
+            Some(place) => session.line.remembered_since(&mut cx, place),
+            None => {
                 // Of several handshakes without an answer one may have come up and ended since.
                 let is_certain = resume.keys.len() == 1 && memory == Memory::NONE;
                 let mem = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
@@ -487,12 +492,19 @@ impl Net {
         }
     }
 
-    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost.
+    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost. A peer
+    /// that answers everything else keeps it back: what waits for it must not wait for ever.
     pub(super) fn press_for_verdict(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if session.resume().is_some() && matches!(session.state, State::Up) && !session.control.pinging() {
-            let next_s = super::timers::next_s(session);
-            session.control.ask(Ask::Ping { user: None, next_s }, now);
+        if !matches!(session.state, State::Up) || session.is_unproven() || session.control.pinging() {
+            return;
         }
+        let next_s = super::timers::next_s(session);
+        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else { return };
+        if resume.presses == MAX_PRESSES {
+            return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::REFUSED));
+        }
+        resume.presses += 1;
+        session.control.ask(Ask::Ping { user: None, next_s }, now);
     }
 }

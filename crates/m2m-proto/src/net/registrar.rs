@@ -2,6 +2,7 @@
 use super::{
     Net,
     session::{Ask, GuestLimits, Proof, Registering},
+    shard::Asker,
 };
 use crate::{
     config::{Limits, Rate},
@@ -101,13 +102,6 @@ impl Net {
         if !self.registry.has_room(&peer) {
             return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0);
         }
-        if let Some(unix) = self.unix_ms(now)
-            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
-        {
-            // One that was made while our clock ran ahead would otherwise stand in the way until then.
-            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
-            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
-        }
         let source = match session_path {
             super::Path::Direct(address) => source_key(address, self.hash_secret),
             super::Path::Through(_) => return,
@@ -156,6 +150,17 @@ impl Net {
         self.touch(id);
     }
 
+    /// Somebody has changed the claims beside the machine: the id belongs to this device key now, or to nobody. A
+    /// registration that does not rest on that ends with its session, whose device asks anew and is told how it stands.
+    pub fn claim_changed(&mut self, now: Time, id: Id, public: Option<[u8; 32]>) {
+        let Some(there) = self.registry.get(&id).map(|there| there.session) else { return };
+        let guest = self.table.get(there).and_then(|session| session.guest.as_ref());
+        let proven = guest.filter(|guest| guest.claimed).and_then(|guest| guest.proven);
+        if proven != public {
+            self.end(now, there, CloseReason::Unclaimed, Some(CloseCode::REFUSED));
+        }
+    }
+
     fn bind(&mut self, now: Time, id: SessionId, asked: Registering) {
         let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
         let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
@@ -163,6 +168,17 @@ impl Net {
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         let claimed =
             self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
+        if let Some(unix) = self.unix_ms(now)
+            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
+        {
+            if self.registry.get(&peer).is_some_and(|there| there.claimed && !claimed) {
+                return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
+            }
+            // One that was made while our clock ran ahead would otherwise stand in the way until then. Whose id it is
+            // was asked before: a stranger's word changes nothing of another's registration.
+            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
+            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
+        }
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);
@@ -247,21 +263,23 @@ impl Net {
             Some(false) => FoundStatus::BUSY,
             Some(true) if wanted == own => FoundStatus::ONLINE,
             Some(true) => match self.registry.get(&wanted).map(|there| there.session) {
+                None if self.ask_elsewhere(id, req, wanted) => return,
                 None => FoundStatus::OFFLINE,
-                Some(there) => match self.presence(now, there, (id, req)) {
+                Some(there) => match self.presence(now, there, self.asker(id, req)) {
                     Some(status) => status,
                     None => return,
                 },
             },
         };
-        self.answer_lookup(id, req, status);
+        self.answer_lookup(self.asker(id, req), status);
     }
 
     /// Whether a registered net is there: at once if it was heard just now. Else it is asked, and the answer follows.
-    fn presence(&mut self, now: Time, there: SessionId, asker: (SessionId, Req)) -> Option<FoundStatus> {
+    pub(super) fn presence(&mut self, now: Time, there: SessionId, asker: Asker) -> Option<FoundStatus> {
+        let is_itself = asker == self.asker(there, asker.req);
         let session = self.table.get_mut(there)?;
         let Some(guest) = session.guest.as_mut() else { return Some(FoundStatus::OFFLINE) };
-        if now.since(session.last_heard) < JUST_HEARD || asker.0 == there {
+        if now.since(session.last_heard) < JUST_HEARD || is_itself {
             return Some(FoundStatus::ONLINE);
         }
         if guest.askers.contains(&asker) {
@@ -286,12 +304,13 @@ impl Net {
             .get_mut(there)
             .and_then(|session| session.guest.as_mut())
             .map(|guest| core::mem::take(&mut guest.askers));
-        for (asker, req) in askers.unwrap_or_default() {
-            self.answer_lookup(asker, req, status);
+        for asker in askers.unwrap_or_default() {
+            self.answer_lookup(asker, status);
         }
     }
 
-    fn answer_lookup(&mut self, id: SessionId, req: Req, status: FoundStatus) {
+    pub(super) fn answer_lookup(&mut self, asker: Asker, status: FoundStatus) {
+        let Some((id, req)) = self.asker_here(asker) else { return self.answer_elsewhere(asker, status) };
         let is_here = matches!(status, FoundStatus::ONLINE | FoundStatus::SILENT);
         let home = if is_here { self.config.id } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });

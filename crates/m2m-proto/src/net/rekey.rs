@@ -20,14 +20,16 @@ use super::{
     timers,
 };
 use crate::{
+    config::Rate,
     error::{CloseReason, CommandError, ControlError},
     event::{Event, RequestId, SessionId},
+    relay::budget::TokenBucket,
     session::{
         keys::{DhSecret, NetKey, Role},
         pn::Pn,
     },
     stats::Drop,
-    time::Time,
+    time::{Duration, Time},
     wire::{
         bundle::PlainWriter,
         frame::{CloseCode, Frame, KeyBytes, Req},
@@ -48,9 +50,18 @@ pub(crate) struct Renewal {
     /// Until when the generation before still opens, once that is known.
     previous_until: Option<Time>,
     pub(super) token: Option<TokenChange>,
+    /// Exchanges that this session has left, while that is not all of them.
+    exchanges: Option<Exchanges>,
     /// When the last question stayed unanswered in a peer's silence; the next goes when it is heard again, so that
     /// nobody who sleeps is called for hours.
     given_up: Option<Time>,
+}
+
+/// One session's share of the key exchanges.
+struct Exchanges {
+    bucket: TokenBucket,
+    /// All of them are there again.
+    full_at: Time,
 }
 
 /// Whom to tell that something has changed, and when to tell that it took too long. The change itself goes on.
@@ -119,7 +130,8 @@ impl Renewal {
         let wishes = self.wishes.iter().chain(self.asked.iter().map(|asked| &asked.wish));
         let users = wishes.filter_map(|wish| wish.user).map(|user| user.patience_until);
         let token = self.token.as_ref().map_or(Time::NEVER, TokenChange::deadline);
-        users.chain(self.previous_until).min().unwrap_or(Time::NEVER).min(token)
+        let full_at = self.exchanges.as_ref().map(|exchanges| exchanges.full_at);
+        users.chain(self.previous_until).chain(full_at).min().unwrap_or(Time::NEVER).min(token)
     }
 
     /// Writes the REKEYED that is owed; false if it needs the next packet.
@@ -162,6 +174,21 @@ impl Renewal {
             && self.answered.is_none()
             && self.previous_until.is_none()
             && self.token.is_none()
+            && self.exchanges.is_none()
+    }
+
+    /// Takes one exchange of those that this session has left.
+    fn take_exchange(&mut self, now: Time, rate: Rate) -> bool {
+        let bucket = || TokenBucket::new(rate.per_second, rate.burst);
+        // A bucket that has what is left of its burst too refills in as long as all of it takes.
+        let refill = Duration::from_secs(u64::from(rate.burst / rate.per_second.max(1)) + 1);
+        let exchanges =
+            self.exchanges.get_or_insert_with(|| Exchanges { bucket: bucket(), full_at: now + refill });
+        let taken = exchanges.bucket.take(now, 1);
+        if taken {
+            exchanges.full_at = now + refill;
+        }
+        taken
     }
 
     /// Takes out the users whose patience is over.
@@ -341,7 +368,9 @@ impl Net {
                 return;
             }
         }
-        if !self.dh_budget.take(now) {
+        // The session's own first: one peer alone must not leave nothing for the others.
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
+        if !renewal.take_exchange(now, self.config.limits.rekey_rate) || !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
         let ephemeral = self.ephemeral();
@@ -369,13 +398,14 @@ impl Net {
         let renewal = session.rare.get_mut().and_then(|rare| rare.renewal.as_mut());
         let (Some(renewal), Some(secure)) = (renewal, &mut session.secure) else { return };
         let is_awaited = session.control.has_asked(req, &Ask::Rekey);
-        let Some(asked) = renewal.asked.as_ref().filter(|asked| is_awaited && asked.generation == generation)
-        else {
+        let is_asked = renewal.asked.as_ref().is_some_and(|asked| asked.generation == generation);
+        if !is_awaited || !is_asked {
             return self.stats.drop(Drop::Replayed);
-        };
-        if !self.dh_budget.take(now) {
+        }
+        if !renewal.take_exchange(now, self.config.limits.rekey_rate) || !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
+        let Some(asked) = renewal.asked.as_ref() else { return };
         let Ok(shared) = asked.ephemeral.agree(theirs) else { return self.stats.drop(Drop::BadFrame) };
         let Some(Asked { wish, .. }) = renewal.asked.take() else { return };
         secure.switch(session.role, &shared, wish.secret.as_ref().map(Secret::expose));
@@ -420,6 +450,7 @@ impl Net {
         };
         let Some(renewal) = session.renewal_mut() else { return };
         let impatient = renewal.take_impatient(now);
+        renewal.exchanges.take_if(|exchanges| now >= exchanges.full_at);
         if renewal.previous_until.take_if(|until| now >= *until).is_some()
             && let Some(secure) = &mut session.secure
         {

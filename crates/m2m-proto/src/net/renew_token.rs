@@ -13,15 +13,15 @@ use crate::{
     time::Time,
     wire::{
         bundle::PlainWriter,
-        frame::{Frame, Req},
+        frame::{DoneStatus, Frame, Req},
         packet::Token,
     },
 };
 
 /// DONE: the peer takes the token.
-const TAKEN: u8 = 0;
+const TAKEN: u8 = DoneStatus::DONE.0;
 /// DONE: this is no token.
-const NO_TOKEN: u8 = 1;
+const NO_TOKEN: u8 = DoneStatus::BAD_TOKEN.0;
 
 /// A token update under way.
 pub(crate) struct TokenChange {

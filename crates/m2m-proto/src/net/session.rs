@@ -16,6 +16,7 @@ use super::{
     pinning::{Pin, Prover, Proving},
     recover::{Opener, Tails},
     rekey::Renewal,
+    shard::Asker,
     table::Slot,
 };
 use crate::{
@@ -76,8 +77,9 @@ pub(crate) struct HalfOpen {
     pub(crate) ephemeral: [u8; 32],
     /// The answer, for INITs that come again.
     pub(crate) resp: [u8; 104],
-    /// Where the answer went to, the latest first.
-    pub(crate) answered: [Option<Path>; 4],
+    /// Where the answer went to, and when last. None is given up for another: whoever copies INITs from many places
+    /// would drive the initiator's own out.
+    pub(crate) answered: [Option<(Path, Time)>; 4],
     /// The place of several that was asked to show that it is there, and with what.
     pub(crate) challenge: Option<(Path, [u8; 8])>,
     pub(crate) expires: Time,
@@ -86,10 +88,19 @@ pub(crate) struct HalfOpen {
 }
 
 impl HalfOpen {
-    pub(crate) fn answered_to(&mut self, path: Path) {
-        if !self.answered.contains(&Some(path)) {
-            self.answered.rotate_right(1);
-            self.answered[0] = Some(path);
+    /// Whether RESP may go there now: to few places, and to each not again within `pause`.
+    pub(crate) fn may_answer_to(&self, path: Path, now: Time, pause: Duration) -> bool {
+        match self.answered.iter().flatten().find(|(place, _)| *place == path) {
+            Some((_, last)) => now.since(*last) >= pause,
+            None => self.answered.contains(&None),
+        }
+    }
+
+    pub(crate) fn answered_to(&mut self, path: Path, now: Time) {
+        let known = self.answered.iter().position(|place| place.is_some_and(|(place, _)| place == path));
+        let free = || self.answered.iter().position(Option::is_none);
+        if let Some(place) = known.or_else(free).and_then(|at| self.answered.get_mut(at)) {
+            *place = Some((path, now));
         }
     }
 
@@ -105,7 +116,7 @@ impl HalfOpen {
 
     /// Whoever could make a first packet had our RESP, so it comes from where that went.
     pub(crate) fn takes_from(&self, path: Path) -> bool {
-        self.answered.contains(&Some(path))
+        self.answered.iter().flatten().any(|(place, _)| *place == path)
     }
 }
 
@@ -241,7 +252,7 @@ pub(crate) struct Guest {
     pub(crate) lease: Span,
     pub(crate) registered: bool,
     /// Who asked whether it is there, while it is being asked itself.
-    pub(crate) askers: Vec<(SessionId, Req)>,
+    pub(crate) askers: Vec<Asker>,
     pub(crate) probed: Time,
     pub(crate) registers: Level,
     pub(crate) lookups: Level,

@@ -18,8 +18,6 @@ use crate::{
     time::{Duration, Time},
 };
 
-/// A host that leaves this unanswered is silent, where there is another to go to.
-const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a host is kept beside a better one at least: peers come back to that one within as long as they wait
 /// between two attempts.
 const LINGER: Duration = Duration::from_secs(60);
@@ -75,9 +73,10 @@ impl Net {
         if self.hosts.len() < 2 {
             return;
         }
+        let patience = self.config.timers.host_patience;
         if let Some(State::Connecting(connecting)) = self.table.get_mut(id).map(|session| &mut session.state)
         {
-            connecting.deadline = connecting.deadline.min(connecting.first_sent + PATIENCE);
+            connecting.deadline = connecting.deadline.min(connecting.first_sent + patience);
         }
         self.arm(id);
     }

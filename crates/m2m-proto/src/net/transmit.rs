@@ -184,7 +184,7 @@ impl Net {
                 };
                 match self.hop_session(neighbour) {
                     Some(hop) => self.send_hop(now, hop, &frame),
-                    None => self.stats.drop(Drop::NoRoute),
+                    None => self.hop_elsewhere(neighbour, &frame),
                 }
                 self.recycle(packet);
             }
@@ -215,7 +215,9 @@ impl Net {
     pub(super) fn can_send(&self, path: &Path) -> bool {
         match path {
             Path::Direct(_) => true,
-            Path::Through(neighbour) => self.hop_session(*neighbour).is_some(),
+            Path::Through(neighbour) => {
+                self.hop_session(*neighbour).is_some() || self.home_elsewhere(*neighbour).is_some()
+            }
         }
     }
 
