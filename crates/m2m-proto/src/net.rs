@@ -47,6 +47,8 @@ use crate::{
 
 mod accept;
 mod connect;
+mod contents;
+mod control;
 mod deadlines;
 mod deliver;
 mod host;
@@ -73,7 +75,8 @@ pub use host::{HostConfig, MAX_HOSTS};
 pub use session::Path;
 pub use shard::Handed;
 
-use session::{Ask, State};
+use control::Ask;
+use session::State;
 use yielding::YieldingBudget;
 
 /// The largest UDP payload (protocol, section 3).

@@ -4,9 +4,10 @@ use core::{net::SocketAddr, ops::Range};
 
 use super::{
     Net, Origin,
+    control::Ask,
     path::Arrival,
     pinning::Prover,
-    session::{Ask, Path, State},
+    session::{Path, State},
 };
 use crate::{
     coap::{
