@@ -6,6 +6,9 @@
 //! root n --expand--> a traffic secret each way --expand--> packet key, IV, mask key
 //! ```
 //! Extract and expand are those of HKDF-SHA-256 (RFC 5869). Every label starts with `m2m/1`.
+mod aead;
+#[cfg(feature = "aws-lc")]
+mod aws_lc;
 pub mod dh;
 pub mod packet;
 
@@ -17,11 +20,39 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+pub(in crate::session) use aead::Aead;
+
 pub use crate::wire::packet::{Suite, SuiteSet};
 pub use dh::{DeviceKey, DhSecret, DhShared, Proof, ProofError, WeakKey};
 pub use packet::{OpenCipher, OpenError, OpenKey, SealCipher, SealError, SealKey, ShortHeader};
 
 use crate::id::Id;
+
+/// Whose X25519 and AES-GCM is used. All give the same bytes, so that this is no matter of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crypto {
+    /// RustCrypto's and curve25519-dalek's, in Rust throughout: for every platform.
+    RustCrypto,
+    /// AWS-LC's, for hosts: with it a server sets up about twice as many sessions.
+    #[cfg(feature = "aws-lc")]
+    AwsLc,
+}
+
+impl Crypto {
+    /// All that were built in.
+    pub const ALL: &[Crypto] = &[
+        Crypto::RustCrypto,
+        #[cfg(feature = "aws-lc")]
+        Crypto::AwsLc,
+    ];
+
+    /// The fastest that was built in, as the benchmarks say; it is what is used wherever none is named.
+    #[cfg(feature = "aws-lc")]
+    pub const FASTEST: Crypto = Crypto::AwsLc;
+    /// The fastest that was built in, as the benchmarks say; it is what is used wherever none is named.
+    #[cfg(not(feature = "aws-lc"))]
+    pub const FASTEST: Crypto = Crypto::RustCrypto;
+}
 
 /// Which end of the handshake a net is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,14 +1,10 @@
 //! Noise_NNpsk0_25519_AESGCM_SHA256 (Noise Protocol Framework, revision 34): `-> psk, e` and `<- e, ee`.
 //!
 //! Each message has one payload, and before each a new key is mixed in: so every nonce here is the first, zero.
-use aes_gcm::{
-    Aes256Gcm,
-    aead::{AeadInOut, KeyInit},
-};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::session::keys::{DhShared, expand, extract};
+use crate::session::keys::{Aead, Crypto, DhShared, expand, extract};
 
 /// The protocol's name: just as long as a hash, so that it is the first hash itself (section 5.2, InitializeSymmetric).
 const NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
@@ -53,22 +49,23 @@ impl Symmetric {
 
     /// EncryptAndHash. `sealed` takes the payload and 16 bytes more.
     pub(super) fn seal(&mut self, payload: &[u8], sealed: &mut [u8]) {
-        let (text, tag) = sealed.split_at_mut(payload.len());
-        text.copy_from_slice(payload);
-        let made = Aes256Gcm::new(&self.key.into())
-            .encrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, text.into())
+        sealed[..payload.len()].copy_from_slice(payload);
+        self.aead()
+            .seal(&FIRST_NONCE, &self.hash, sealed)
             .expect("a payload of a handshake is far below GCM's limit");
-        tag.copy_from_slice(&made);
         self.mix_hash(&[sealed]);
     }
 
     /// DecryptAndHash. `payload` takes what is sealed without its last 16 bytes. On an error drop the state.
-    pub(super) fn open(&mut self, sealed: &[u8], payload: &mut [u8]) -> Result<(), Forged> {
-        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Forged)?;
-        payload.copy_from_slice(text);
-        Aes256Gcm::new(&self.key.into())
-            .decrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, payload.into(), tag.into())
-            .map_err(|_| Forged)?;
+    pub(super) fn open<const N: usize>(
+        &mut self,
+        sealed: &[u8; N],
+        payload: &mut [u8],
+    ) -> Result<(), Forged> {
+        const { assert!(N >= TAG_LEN) };
+        let mut body = *sealed;
+        self.aead().open(&FIRST_NONCE, &self.hash, &mut body).ok_or(Forged)?;
+        payload.copy_from_slice(&body[..N - TAG_LEN]);
         self.mix_hash(&[sealed]);
         Ok(())
     }
@@ -77,6 +74,10 @@ impl Symmetric {
     pub(super) fn split(&self) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>, [u8; 32]) {
         let [forth, back] = chained(&self.chaining_key, &[]);
         (forth, back, self.hash)
+    }
+
+    fn aead(&self) -> Aead {
+        Aead::aes_256_gcm(Crypto::FASTEST, &self.key)
     }
 
     /// MixHash and, because a PSK is in play, MixKey (section 9.2).
@@ -139,7 +140,8 @@ mod tests {
         let mut mirror = state.clone();
         assert_eq!(message(initiator.public(), &mut state, &vector["payload_1"]), vector["message_1"]);
         let mut payload = vec![0; vector["payload_1"].len()];
-        mirror.open(&vector["message_1"][32..], &mut payload).unwrap();
+        let sealed: &[u8; 32] = vector["message_1"][32..].try_into().unwrap();
+        mirror.open(sealed, &mut payload).unwrap();
         assert_eq!((&payload, mirror.hash), (&vector["payload_1"], state.hash));
 
         let shared = responder.agree(initiator.public()).unwrap();
@@ -150,11 +152,9 @@ mod tests {
 
         for (key, payload, expected) in [(forth, "payload_3", "message_3"), (back, "payload_4", "message_4")]
         {
-            let mut text = vector[payload].clone();
-            let tag = Aes256Gcm::new(&(*key).into())
-                .encrypt_inout_detached(&FIRST_NONCE.into(), &[], text.as_mut_slice().into())
-                .unwrap();
-            assert_eq!([&text[..], &tag[..]].concat(), vector[expected]);
+            let mut body = [&vector[payload][..], &[0; TAG_LEN]].concat();
+            Aead::aes_256_gcm(Crypto::FASTEST, &key).seal(&FIRST_NONCE, &[], &mut body).unwrap();
+            assert_eq!(body, vector[expected]);
         }
     }
 
