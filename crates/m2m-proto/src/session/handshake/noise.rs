@@ -1,10 +1,9 @@
 //! Noise_NNpsk0_25519_AESGCM_SHA256 (Noise Protocol Framework, revision 34): `-> psk, e` and `<- e, ee`.
 //!
 //! Each message has one payload, and before each a new key is mixed in: so every nonce here is the first, zero.
-use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::session::keys::{Aead, Crypto, DhShared, expand, extract};
+use crate::session::keys::{Aead, Crypto, DhShared, HmacKey, extract, sha256};
 
 /// The protocol's name: just as long as a hash, so that it is the first hash itself (section 5.2, InitializeSymmetric).
 const NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
@@ -29,7 +28,7 @@ impl Symmetric {
     pub(super) fn first_message(prologue: &[&[u8]], psk: &[u8; 32], ephemeral: &[u8; 32]) -> Symmetric {
         let mut state = Symmetric { chaining_key: *NAME, hash: *NAME, key: [0; 32] };
         state.mix_hash(prologue);
-        state.mix_key_and_hash(psk);
+        state.mix_psk(psk);
         state.mix_ephemeral(ephemeral);
         state
     }
@@ -42,9 +41,7 @@ impl Symmetric {
 
     /// MixHash over the parts one after the other.
     pub(super) fn mix_hash(&mut self, parts: &[&[u8]]) {
-        let mut hasher = Sha256::new_with_prefix(self.hash);
-        parts.iter().for_each(|part| hasher.update(part));
-        self.hash = hasher.finalize().into();
+        self.hash = *sha256(core::iter::once(&self.hash[..]).chain(parts.iter().copied()));
     }
 
     /// EncryptAndHash. `sealed` takes the payload and 16 bytes more.
@@ -92,21 +89,17 @@ impl Symmetric {
         self.key = *key;
     }
 
-    fn mix_key_and_hash(&mut self, psk: &[u8; 32]) {
-        let [chaining_key, into_hash, key] = chained(&self.chaining_key, psk);
+    fn mix_psk(&mut self, psk: &[u8; 32]) {
+        // The third output, the key, gives way to that of the token `e` before anything is sealed with it.
+        let [chaining_key, into_hash] = chained(&self.chaining_key, psk);
         self.chaining_key = *chaining_key;
         self.mix_hash(&[into_hash.as_ref()]);
-        self.key = *key;
     }
 }
 
 /// Noise's HKDF (section 4.3): that of RFC 5869 without info.
 fn chained<const N: usize>(chaining_key: &[u8; 32], material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
-    const { assert!(N <= 3) };
-    let all = expand::<96>(&extract(chaining_key, &[material]), &[]);
-    let mut outputs = core::array::from_fn(|_| Zeroizing::new([0; 32]));
-    outputs.iter_mut().zip(all.as_chunks().0).for_each(|(output, chunk)| **output = *chunk);
-    outputs
+    HmacKey::new(&*extract(chaining_key, &[material])).expand_blocks()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use aes::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::{Crypto, Suite, aead::Aead, expand};
+use super::{Crypto, HmacKey, Suite, aead::Aead};
 use crate::{
     session::pn::Pn,
     wire::packet::{PnLen, Short, Token},
@@ -232,10 +232,11 @@ struct Raw<const N: usize> {
 
 impl<const N: usize> Raw<N> {
     fn derive(suite: Suite, traffic_secret: &[u8; 32]) -> Raw<N> {
+        let prk = HmacKey::new(traffic_secret);
         Raw {
-            key: *expand(traffic_secret, &[b"m2m/1 key", &[suite.number()]]),
-            iv: *expand(traffic_secret, &[b"m2m/1 iv"]),
-            hp: *expand(traffic_secret, &[b"m2m/1 hp"]),
+            key: *prk.expand(&[b"m2m/1 key", &[suite.number()]]),
+            iv: *prk.expand(&[b"m2m/1 iv"]),
+            hp: *prk.expand(&[b"m2m/1 hp"]),
         }
     }
 }
