@@ -3,10 +3,15 @@
 //! Each message has one payload, and before each a new key is mixed in: so every nonce here is the first, zero.
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::session::keys::{Aead, Crypto, DhShared, HmacKey, extract, sha256};
+use crate::session::keys::{Aead, Crypto, DhShared, HmacKey, sha256};
 
 /// The protocol's name: just as long as a hash, so that it is the first hash itself (section 5.2, InitializeSymmetric).
 const NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
+/// The name as a key of HMAC, which is what the first chaining key is to every handshake.
+static NAME_AS_KEY: HmacKey = HmacKey::from_states(
+    [0xB602_CB0B, 0x081E_CE00, 0x7700_0BA1, 0xDB05_BE06, 0x12CD_9F97, 0x4E11_836D, 0x7CD6_9500, 0xBFAC_FD14],
+    [0x14AA_60B8, 0xD346_DE71, 0xA086_5B38, 0xB655_A9C3, 0x75BF_5C90, 0x7BC8_6D5A, 0x751C_AB72, 0x5DC6_775A],
+);
 /// Nonce 0 (section 12.4): four zero bytes and a big-endian counter.
 const FIRST_NONCE: [u8; 12] = [0; 12];
 const TAG_LEN: usize = 16;
@@ -69,7 +74,7 @@ impl Symmetric {
 
     /// Split: the key from initiator to responder and the one back; and the handshake's final hash.
     pub(super) fn split(&self) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>, [u8; 32]) {
-        let [forth, back] = chained(&self.chaining_key, &[]);
+        let [forth, back] = chained(&HmacKey::new(&self.chaining_key), &[]);
         (forth, back, self.hash)
     }
 
@@ -84,22 +89,23 @@ impl Symmetric {
     }
 
     fn mix_key(&mut self, material: &[u8; 32]) {
-        let [chaining_key, key] = chained(&self.chaining_key, material);
+        let [chaining_key, key] = chained(&HmacKey::new(&self.chaining_key), material);
         self.chaining_key = *chaining_key;
         self.key = *key;
     }
 
+    /// MixKeyAndHash of the PSK, which is the first key to be mixed.
     fn mix_psk(&mut self, psk: &[u8; 32]) {
         // The third output, the key, gives way to that of the token `e` before anything is sealed with it.
-        let [chaining_key, into_hash] = chained(&self.chaining_key, psk);
+        let [chaining_key, into_hash] = chained(&NAME_AS_KEY, psk);
         self.chaining_key = *chaining_key;
         self.mix_hash(&[into_hash.as_ref()]);
     }
 }
 
 /// Noise's HKDF (section 4.3): that of RFC 5869 without info.
-fn chained<const N: usize>(chaining_key: &[u8; 32], material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
-    HmacKey::new(&*extract(chaining_key, &[material])).expand_blocks()
+fn chained<const N: usize>(chaining_key: &HmacKey, material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
+    HmacKey::new(&*chaining_key.mac(&[material])).expand_blocks()
 }
 
 #[cfg(test)]
@@ -149,6 +155,11 @@ mod tests {
             Aead::aes_256_gcm(Crypto::FASTEST, &key).seal(&FIRST_NONCE, &[], &mut body).unwrap();
             assert_eq!(body, vector[expected]);
         }
+    }
+
+    #[test]
+    fn the_name_is_kept_as_the_key_that_it_makes() {
+        assert!(NAME_AS_KEY.is_same(&HmacKey::new(NAME)));
     }
 
     #[test]

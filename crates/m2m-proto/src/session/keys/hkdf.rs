@@ -44,6 +44,11 @@ impl HmacKey {
         HmacKey { inner, outer: state(0x36 ^ 0x5C) }
     }
 
+    /// A key that is no secret, from the states that [`new`](Self::new) would make of it.
+    pub(in crate::session) const fn from_states(inner: [u32; 8], outer: [u32; 8]) -> HmacKey {
+        HmacKey { inner, outer }
+    }
+
     /// The MAC of the parts one after the other.
     pub(in crate::session) fn mac(&self, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
         let mut inner = Hash::after(self.inner, BLOCK_LEN);
