@@ -41,6 +41,8 @@ struct Driver {
     inbox: Inbox,
     inline: Inline,
     timer: Pin<Box<Sleep>>,
+    /// The timer is to be set anew.
+    has_fired: bool,
     clock_due: Instant,
 }
 
@@ -50,6 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
         inbox: socket.inbox(),
         inline: Inline::default(),
         timer: Box::pin(sleep_until(clock_due)),
+        has_fired: false,
         clock_due,
         shared,
         socket,
@@ -98,7 +101,8 @@ impl Driver {
                 return Poll::Ready(Turn::Pump);
             }
             // A timer that is set too early costs one look; to set it anew with every packet costs more.
-            if state.timeout < state.armed || self.timer.is_elapsed() {
+            if state.timeout < state.armed || self.has_fired {
+                self.has_fired = false;
                 state.armed = state.timeout;
                 let due = self.shared.instant(state.timeout);
                 let due = due.map_or(self.clock_due, |due| self.clock_due.min(due.into()));
@@ -107,6 +111,7 @@ impl Driver {
             state.egress.is_blocked()
         };
         if self.timer.as_mut().poll(cx).is_ready() {
+            self.has_fired = true;
             return Poll::Ready(Turn::Timer);
         }
         if is_blocked {
