@@ -63,12 +63,16 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
                 if ready.and_then(|()| driver.receive()).is_err() {
                     sleep(ERROR_PAUSE).await;
                 }
+                // Their callers run before the driver does.
                 if driver.shared.look().gathers() {
                     behind_the_others().await;
                     driver.shared.carry_out(|state, _| state.end_gathering());
                 }
             }
-            Turn::Pump => driver.shared.carry_out(|_, _| ()),
+            Turn::Pump => {
+                driver.shared.carry_out(|_, _| ());
+                driver.run_handlers();
+            }
             Turn::Timer => driver.on_timer(),
             Turn::End => break,
         }
@@ -97,7 +101,7 @@ impl Driver {
             if state.closed {
                 return Poll::Ready(Turn::End);
             }
-            if state.look_for_driver(cx) {
+            if state.look_for_driver(cx) || state.incoming.has_arrived() {
                 return Poll::Ready(Turn::Pump);
             }
             // A timer that is set too early costs one look; to set it anew with every packet costs more.
@@ -121,6 +125,16 @@ impl Driver {
         self.socket.poll_readable(cx).map(Turn::Receive)
     }
 
+    /// Begins the requests that came to light while another than the driver pumped, or that waited for a router.
+    fn run_handlers(&mut self) {
+        let mut state = self.shared.look();
+        if state.incoming.has_arrived() {
+            self.inline.take(&mut state);
+            drop(state);
+            self.inline.run(&self.shared, self.shared.now());
+        }
+    }
+
     fn on_timer(&mut self) {
         let now = Instant::now();
         let set_clock = now >= self.clock_due;
@@ -142,20 +156,21 @@ impl Driver {
                 return Err(error);
             }
         }
-        let must_run = {
-            let mut state = self.shared.look();
-            let now = self.shared.now();
-            self.inbox.each(|from, datagram| {
-                trace!(%from, len = datagram.len(), "received");
-                state.machine.handle_datagram(now, from, datagram);
-            });
-            state.carry_out_ready(&self.shared, now);
-            state.incoming.has_arrived()
-        };
-        if must_run {
-            self.inline.run(&self.shared);
+        let mut state = self.shared.look();
+        let now = self.shared.now();
+        self.inbox.each(|from, datagram| {
+            trace!(%from, len = datagram.len(), "received");
+            state.machine.handle_datagram(now, from, datagram);
+        });
+        state.carry_out_ready(&self.shared, now);
+        if state.incoming.has_arrived() {
+            self.inline.take(&mut state);
+            drop(state);
+            self.inline.run(&self.shared, now);
+        } else {
+            drop(state);
+            self.shared.carry_out(|_, _| ());
         }
-        self.shared.carry_out(|_, _| ());
         Ok(())
     }
 }
@@ -229,4 +244,49 @@ async fn wait_for_disk(shared: &Shared) {
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), idle).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
+
+    use crate::{Code, Id, Key, Net, Peer, Request, Router};
+
+    /// Together their windows take more than one batch of packets.
+    const SESSIONS: usize = 8;
+    const REQUESTS: usize = 200;
+
+    #[tokio::test]
+    async fn a_full_socket_loses_nothing() {
+        let key = Key::from_bytes(&[7; 32]).unwrap();
+        let open = |n: u8| Net::builder(Id([n; 16]), key.clone()).bind("127.0.0.1:0".parse().unwrap()).open();
+        let (a, b) = (open(1).await.unwrap(), open(2).await.unwrap());
+        drop(tokio::spawn(b.serve(Router::new().data(async |request: Request| request.payload))));
+        let mut sessions = Vec::new();
+        for _ in 0..SESSIONS {
+            let session = a.connect(Peer::addr(b.id(), b.local_addr())).await.unwrap();
+            session.send("warm").await.unwrap();
+            sessions.push(session);
+        }
+        let shared = &a.0.shared;
+        let socket = shared.look().socket.clone().unwrap();
+        socket.is_full.store(true, Ordering::Relaxed);
+        let before = a.stats().datagrams_out;
+        let ask = |n: usize| {
+            // Nobody repeats it: that would hide a loss.
+            let request = sessions[n % SESSIONS].request(Code::POST, "").payload(vec![n as u8; 900]);
+            tokio::spawn(request.non_confirmable().into_future())
+        };
+        let asked: Vec<_> = (0..REQUESTS).map(ask).collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(shared.look().egress.is_blocked());
+        let held = a.stats().datagrams_out - before;
+        assert!(held <= 64, "{held} left the machine, which is to keep them");
+        socket.is_full.store(false, Ordering::Relaxed);
+        shared.carry_out(|_, _| ());
+        for (n, asked) in asked.into_iter().enumerate() {
+            assert_eq!(asked.await.unwrap().unwrap().payload, vec![n as u8; 900]);
+        }
+        assert_eq!(a.send_errors(), 0);
+    }
 }
