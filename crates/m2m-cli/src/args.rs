@@ -124,6 +124,14 @@ pub(crate) enum Verb {
     Online(Online),
     /// Show in one process, on real sockets, what m2m does: a host, two devices, an app
     Demo,
+    /// Measure m2m on this machine: requests, relaying, handshakes, memory, bytes
+    ///
+    /// Each bench starts a server in a process of its own, on a core of its own, and drives it over the loopback from
+    /// another core. The yardsticks (plain UDP without encryption, without sessions, without any promise) run in
+    /// processes beside it, and take turns with it round by round: so what else the machine does meets all alike, and
+    /// the ratios hold where absolute figures drift. All figures are medians over the rounds. Nothing leaves this
+    /// machine, and no key, id or file of yours is used. Measure with a release build.
+    Bench(crate::commands::bench::words::Bench),
     /// Print what a shell needs to complete m2m's words
     Completions(Completions),
     /// Print the manual page, in roff
@@ -197,13 +205,13 @@ pub(crate) enum ServerTask {
 pub(crate) enum Claims {
     /// Show each claimed id, its device's public key, and since when
     List,
-    /// Let the next device that comes have this id
+    /// Let the next device that comes have this id; a running host acts on it within a second
     Forget {
         /// The claimed id
         #[arg(value_name = "ID", value_parser = parse_id)]
         claimed: Id,
     },
-    /// Give this id to one device, whoever had it
+    /// Give this id to one device, whoever had it; a running host acts on it within a second
     Pin {
         /// The id to claim
         #[arg(value_name = "ID", value_parser = parse_id)]

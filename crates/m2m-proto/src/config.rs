@@ -149,6 +149,9 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions with one peer id. Default 64: the original's users open 50 between one pair.
     pub sessions_per_peer: usize,
+    /// Sessions whose round keys are kept, about 2 kB each; the others make them anew for each packet, which takes as
+    /// long as to seal a small one. 0 keeps none. Default 4,096; a device with two sessions needs 2.
+    pub warm_sessions: usize,
     /// Half-open handshakes in all; from half of it on, only for those who showed a cookie. Default 4,096.
     pub half_open: usize,
     /// Half-open handshakes of one source id. Default 64.
@@ -173,6 +176,9 @@ pub struct Limits {
     pub relay_bytes: Rate,
     /// REGISTERs and UNREGISTERs per second of one session; beyond it they are ignored. Default 1, burst 10.
     pub register_rate: Rate,
+    /// Changes of keys per second that one session's peer may have answered, or that it answers; beyond it they wait, so that
+    /// one peer can't use up `dh_rate` for all. Default 1, burst 20.
+    pub rekey_rate: Rate,
     /// LOOKUPs per second of one session. Default 10, burst 20.
     pub lookup_rate: Rate,
     /// ERROR frames per second to one neighbour. Default 3, burst 6.
@@ -205,6 +211,7 @@ impl Default for Limits {
         Limits {
             sessions: 65_536,
             sessions_per_peer: 64,
+            warm_sessions: 4_096,
             half_open: 4_096,
             half_open_per_peer: 64,
             init_rate: Rate::new(50, 100),
@@ -215,6 +222,7 @@ impl Default for Limits {
             relay_packets: Rate::new(1_000, 2_000),
             relay_bytes: Rate::new(1 << 20, 2 << 20),
             register_rate: Rate::new(1, 10),
+            rekey_rate: Rate::new(1, 20),
             lookup_rate: Rate::new(10, 20),
             error_rate: Rate::new(3, 6),
             queue_messages: 256,
@@ -268,6 +276,9 @@ pub struct Timers {
     pub host_retry_max: Duration,
     /// How long a closed session answers with CLOSE. Default 3 s.
     pub closing: Duration,
+    /// How long a host may leave a handshake unanswered before the next one is taken, where there is another. Default 8 s; nets
+    /// that live for one command take less.
+    pub host_patience: Duration,
     /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
     pub ack_delay: Duration,
     /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
@@ -288,6 +299,7 @@ impl Default for Timers {
             host_retry_min: Duration::from_secs(1),
             host_retry_max: Duration::from_secs(30),
             closing: Duration::from_secs(3),
+            host_patience: Duration::from_secs(8),
             ack_delay: Duration::from_millis(50),
             key_grace: Duration::from_secs(24 * 3600),
             rekey_interval: Duration::from_secs(24 * 3600),

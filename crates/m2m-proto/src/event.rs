@@ -229,6 +229,14 @@ pub enum Event {
         /// This net's own address as the host sees it, once a pong told it.
         public: Option<SocketAddr>,
     },
+    /// The session with the host was opened anew, under its old handle, and the net is registered again: the host had lost
+    /// its memory, or was out of reach for a moment.
+    HostRecovered {
+        /// The host.
+        host: Id,
+        /// This net's own address as the host sees it, if it told that yet.
+        public: Option<SocketAddr>,
+    },
     /// The host stopped answering; the net tries again by itself. A driver should resolve the host's name anew now.
     HostDisconnected {
         /// The host.

@@ -14,8 +14,8 @@
 //!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
 //!  handle_handed ─ shard      what another shard of the same net took for this one
 //! ```
-use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
-use core::{cmp::Reverse, net::SocketAddr};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
+use core::net::SocketAddr;
 
 use rand_chacha::{
     ChaCha12Rng,
@@ -47,8 +47,10 @@ use crate::{
 
 mod accept;
 mod connect;
+mod deadlines;
 mod deliver;
 mod host;
+mod lazy;
 mod netkey;
 mod path;
 mod pinning;
@@ -63,6 +65,7 @@ mod standby;
 mod table;
 mod timers;
 mod transmit;
+mod warm;
 mod yielding;
 
 pub use host::{HostConfig, MAX_HOSTS};
@@ -185,7 +188,8 @@ pub struct Net {
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
-    deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
+    warm: warm::Warm,
+    spare: session::SpareParts,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
     pool: Pool,
@@ -194,6 +198,7 @@ pub struct Net {
     active_host: usize,
     last_epoch: u64,
     registry: Registry,
+    guest_limits: session::GuestLimits,
     init_budget: BucketTable,
     claim_budget: BucketTable,
     dh_budget: YieldingBudget,
@@ -213,16 +218,18 @@ impl Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
+        let hash_secret = rng.next_u64();
         let init = config.limits.init_rate;
         Net {
-            hash_secret: rng.next_u64(),
+            hash_secret,
             cookie_secrets,
             cookie_rotated: now,
             rng,
             ephemerals,
             unix_origin_ms: None,
-            table: table::Table::default(),
-            deadlines: BinaryHeap::new(),
+            table: table::Table::new(hash_secret),
+            spare: session::SpareParts::default(),
+            warm: warm::Warm::new(config.limits.warm_sessions),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),
             pool: Pool::new(POOL),
@@ -231,6 +238,7 @@ impl Net {
             active_host: 0,
             last_epoch: config.last_epoch,
             registry: Registry::new(config.limits.registrations),
+            guest_limits: session::GuestLimits::new(&config.limits),
             claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: YieldingBudget::new(config.limits.dh_rate, DH_PACKETS),
@@ -376,7 +384,7 @@ impl Net {
         };
         let session = self.start_handshake(now, peer, key, path, None)?;
         if let (Some(public), Some(state)) = (options.pin, self.table.get_mut(session)) {
-            state.pin = Some(Box::new(pinning::Pin::new(public)));
+            state.rare.begin().pin = Some(Box::new(pinning::Pin::new(public)));
         }
         Ok(session)
     }
@@ -501,6 +509,12 @@ impl Net {
         })
     }
 
+    /// The newest session that this peer opened, for requests of our own in it.
+    pub fn accepted_from(&self, peer: Id) -> Option<SessionId> {
+        let is_accepted = |session: &session::Session| session.role == Role::Responder && session.is_open();
+        self.table.of_peer(peer).find(|(_, session)| is_accepted(session)).map(|(id, _)| id)
+    }
+
     /// The store's answer to [`Output::Claim`].
     pub fn claim_checked(&mut self, now: Time, session: SessionId, outcome: ClaimOutcome) {
         self.finish_registration(now, session, outcome);
@@ -535,13 +549,13 @@ impl Net {
     fn fail(&mut self, now: Time, id: SessionId, why: ConnectError) {
         let Some(mut session) = self.table.remove(id) else { return };
         self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
-        for ask in core::mem::take(&mut session.control.asks) {
+        for ask in session.control.take_asks() {
             self.ask_failed(ask.what, ControlError::NotSent(why));
         }
         let is_local = why == ConnectError::Closed;
         let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
-        self.renewal_failed(session.renewal.take(), lost);
-        match session.host {
+        self.renewal_failed(session.take_renewal(), lost);
+        match session.host_place() {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),
         }

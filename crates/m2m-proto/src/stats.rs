@@ -36,6 +36,8 @@ pub enum Drop {
     OutputFull,
     /// A hint that repeats no packet of ours.
     BadHint,
+    /// A frame of a type that is unknown, or of no use here; the rest of its packet acts.
+    UnknownFrame,
     /// Another shard handed it over, and it does not belong here either.
     WrongShard,
     /// It belonged to another shard, which had no room for it.
@@ -44,7 +46,7 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 18] = [
+    pub const ALL: [Drop; 19] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -61,6 +63,7 @@ impl Drop {
         Drop::HopLimit,
         Drop::OutputFull,
         Drop::BadHint,
+        Drop::UnknownFrame,
         Drop::WrongShard,
         Drop::ShardFull,
     ];
@@ -80,6 +83,7 @@ impl Drop {
             Drop::HopLimit => "hop limit",
             Drop::OutputFull => "output full",
             Drop::BadHint => "bad hint",
+            Drop::UnknownFrame => "unknown frame",
             Drop::WrongShard => "wrong shard",
             Drop::ShardFull => "shard full",
             Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
@@ -105,6 +109,7 @@ impl Drop {
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
             Drop::BadHint => "bad_hint",
+            Drop::UnknownFrame => "unknown_frame",
             Drop::WrongShard => "wrong_shard",
             Drop::ShardFull => "shard_full",
         }
@@ -136,6 +141,8 @@ pub struct Stats {
     pub cookies: u64,
     /// Hints sent to peers whose packets bore a token that is unknown here.
     pub hints_sent: u64,
+    /// ERROR frames that came: a neighbour could not pass on something of ours.
+    pub errors: u64,
     /// Sessions that were opened anew under their old handle.
     pub recoveries: u64,
     /// Changes of a session's keys.
@@ -171,6 +178,7 @@ impl Stats {
             handshakes,
             cookies,
             hints_sent,
+            errors,
             recoveries,
             rekeys,
             moves,
@@ -186,6 +194,7 @@ impl Stats {
             (&mut self.handshakes, handshakes),
             (&mut self.cookies, cookies),
             (&mut self.hints_sent, hints_sent),
+            (&mut self.errors, errors),
             (&mut self.recoveries, recoveries),
             (&mut self.rekeys, rekeys),
             (&mut self.moves, moves),

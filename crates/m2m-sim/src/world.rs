@@ -6,7 +6,7 @@ use std::{
 };
 
 use m2m_proto::{
-    config::Config,
+    config::{Config, PreviousKey},
     event::{ClaimRequest, Event, Output},
     id::Id,
     net::{HostConfig, Net},
@@ -197,6 +197,10 @@ impl World {
         member.lag = Duration::ZERO;
         member.suspended = None;
         config.last_epoch = member.epoch;
+        if let Some(key) = &member.kept_key {
+            let before = core::mem::replace(&mut config.key, key.clone());
+            config.previous_key = Some(PreviousKey { key: before, grace: config.timers.key_grace });
+        }
         // A net's randomness depends on nothing that the others do.
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -381,6 +385,9 @@ impl World {
                 Output::SaveEpoch(_) => {}
                 Output::StoreKey(key) => {
                     let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
+                    if ok && answers {
+                        member.kept_key = NetKey::new(&key.bytes).ok();
+                    }
                     member.keys.push(key);
                     if answers {
                         member.machine(shard)?.key_stored(local, session, ok);

@@ -54,6 +54,7 @@ pub(crate) fn of(net: &Net) -> (String, Value) {
         ("handshakes", stats.handshakes),
         ("cookies", stats.cookies),
         ("hints", stats.hints_sent),
+        ("errors", stats.errors),
         ("recoveries", stats.recoveries),
         ("rekeys", stats.rekeys),
         ("moves", stats.moves),

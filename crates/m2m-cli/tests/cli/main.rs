@@ -1,4 +1,5 @@
 //! The command line as its users meet it: real processes, real sockets, exit codes.
+mod bench;
 mod failures;
 mod keys;
 mod lifecycle;

@@ -112,12 +112,12 @@ impl Net {
             // Its peer may be another than the one that the key is meant for.
             return Err(CommandError::NotUp);
         }
-        if state.control.offer.is_some() || !state.control.ask(Ask::NetKey { user: id }, now) {
+        if state.control.queues.offer.is_some() || !state.control.ask(Ask::NetKey { user: id }, now) {
             return Err(CommandError::QueueFull);
         }
         let mac = current.change_mac(state.peer, key_id, new_key);
         let key = Zeroizing::new(Vec::from(new_key));
-        state.control.offer = Some(Box::new(Offer { key_id, mac, key }));
+        state.control.queues.begin().offer = Some(Box::new(Offer { key_id, mac, key }));
         self.touch(session);
         Ok(())
     }
@@ -223,9 +223,9 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         if let Ask::NetKey { user } = asked.what {
-            session.control.offer = None;
+            session.control.withdraw_offer();
             let result =
                 if status == DoneStatus::DONE.0 { Ok(()) } else { Err(ControlError::Refused(status)) };
             self.event(Event::ControlDone { request: user, result });

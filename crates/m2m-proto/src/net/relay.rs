@@ -95,12 +95,14 @@ impl Net {
         if relayed.dst == own {
             return Verdict::Mine(relayed.src);
         }
-        let len = relayed.inner.len() as u32;
-        if !guest.out_packets.take(now, 1) || !guest.out_bytes.take(now, len) {
-            return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
-        }
         if !self.config.relay {
             return Verdict::Ignore(Drop::NotMine);
+        }
+        let (len, limits) = (relayed.inner.len() as u32, &self.guest_limits);
+        if !limits.packets.take(&mut guest.out_packets, now, 1)
+            || !limits.bytes.take(&mut guest.out_bytes, now, len)
+        {
+            return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
         }
         if relayed.hop_limit <= 1 {
             return Verdict::Refuse(ErrorCode::HOP_LIMIT, Drop::HopLimit);
@@ -123,7 +125,10 @@ impl Net {
         let Some(guest) = self.table.get_mut(to).and_then(|session| session.guest.as_mut()) else {
             return Err((ErrorCode::NO_ROUTE, Drop::NoRoute));
         };
-        if !guest.in_packets.take(now, 1) || !guest.in_bytes.take(now, len) {
+        let limits = &self.guest_limits;
+        if !limits.packets.take(&mut guest.in_packets, now, 1)
+            || !limits.bytes.take(&mut guest.in_bytes, now, len)
+        {
             return Err((ErrorCode::REFUSED, Drop::OverBudget));
         }
         Ok(())
@@ -145,10 +150,8 @@ impl Net {
 
     pub(super) fn send_error(&mut self, now: Time, to: SessionId, frame: Frame<'static>) {
         let Some(session) = self.table.get_mut(to) else { return };
-        let config = &self.config;
-        let guest =
-            session.guest.get_or_insert_with(|| alloc::boxed::Box::new(super::session::Guest::new(config)));
-        if guest.errors.take(now, 1) {
+        let guest = session.guest.get_or_insert_default();
+        if self.guest_limits.errors.take(&mut guest.errors, now, 1) {
             session.control.once(frame);
             self.touch(to);
         }

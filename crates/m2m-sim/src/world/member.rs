@@ -8,6 +8,7 @@ use m2m_proto::{
     event::{ClaimOutcome, ClaimRequest, Event, KeyToStore},
     id::Id,
     net::{Handed, Net},
+    session::keys::NetKey,
     time::{Duration, Time},
 };
 
@@ -39,6 +40,8 @@ pub struct Member {
     pub disk_full: bool,
     /// The net keys that it was sent from afar and kept.
     pub keys: Vec<KeyToStore>,
+    /// The net key that it has since one was changed from afar, and outlives a restart with.
+    pub kept_key: Option<NetKey>,
     /// Its store answers nothing about keys: the test does.
     pub slow_keys: bool,
     /// So long its store takes to answer.
@@ -128,6 +131,7 @@ impl Member {
             epoch: 0,
             disk_full: false,
             keys: Vec::new(),
+            kept_key: None,
             slow_keys: false,
             store_delay: Duration::ZERO,
             clock_error_ms: 0,

@@ -20,7 +20,7 @@ use super::{
     shards::{self, Post, Shards},
     shared::Shared,
     socket::{CAN_SHARE_PORTS, Socket},
-    store::Store,
+    store::{self, Store},
 };
 use crate::{
     Error, Key,
@@ -204,6 +204,7 @@ impl NetBuilder {
         let store = || Store::new(dir.clone(), claims.clone(), kept.own_key.clone(), self.strict);
         let shards = self.start(&config, &sockets, store)?;
         self.add_hosts(shards.first(), &first)?;
+        shards.all().iter().for_each(store::watch_edits);
         let address = first.local_addr();
         for (shared, socket) in shards.all().iter().cloned().zip(sockets) {
             let ending = driver::Ending(shared.clone());
