@@ -29,6 +29,7 @@ or M2M_CONFIG names. All lines may be missing; relative paths start at the file'
     peer_key_file = \"dev.key\"       # as --peer-key-file
     state_dir = \"state\"             # as --state-dir
     timeout = 30                    # as --timeout
+    shards = \"auto\"                 # as --shards of `m2m server`: a number, or \"auto\"
     json = false                    # as --json
 
     [peers]                         # other names for peers: m2m send kitchen hello
@@ -173,6 +174,9 @@ pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
+    /// Serve with so many cores, 1 to 128, or `auto` for all of this machine [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse_shards)]
+    pub(crate) shards: Option<u8>,
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) max_router_tm: Option<f64>,
@@ -241,6 +245,9 @@ pub(crate) struct Resource {
     pub(crate) value: String,
 }
 
+/// The most that the protocol has room for in its tokens.
+const MAX_SHARDS: u8 = 128;
+
 const PEER_HELP: &str = "ID, ID@host:port, host:port, or an alias of the configuration";
 
 #[derive(ClapArgs)]
@@ -299,6 +306,18 @@ pub(crate) struct Online {
 #[derive(ClapArgs)]
 pub(crate) struct Completions {
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// How many shards a host has: a number, or `auto` for as many as there are cores.
+pub(crate) fn parse_shards(text: &str) -> Result<u8, String> {
+    let count = match text.trim() {
+        "auto" => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_SHARDS.into())),
+        text => text.parse().unwrap_or(0),
+    };
+    u8::try_from(count)
+        .ok()
+        .filter(|count| (1..=MAX_SHARDS).contains(count))
+        .ok_or_else(|| format!("1 to {MAX_SHARDS}, or auto"))
 }
 
 /// An id that a net can have.

@@ -5,5 +5,6 @@ mod keys;
 mod lifecycle;
 mod remote;
 mod shapes;
+mod shards;
 mod talks;
 mod world;
