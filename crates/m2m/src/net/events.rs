@@ -4,7 +4,6 @@ use std::sync::Arc;
 use m2m_proto::{
     error::RequestError,
     event::{Event, RequestId, SessionId},
-    id::Id,
     time::Time,
 };
 use tracing::{debug, info, warn};
