@@ -523,7 +523,8 @@ fn answer(net: &mut Net, now: Time, n: u32, late: &mut VecDeque<(Time, IncomingI
             _ => {}
         }
     }
-    while let Some((_, incoming)) = late.pop_front_if(|(at, _)| *at <= now) {
+    while late.front().is_some_and(|(at, _)| *at <= now) {
+        let Some((_, incoming)) = late.pop_front() else { break };
         allocation_counter::opt_out(|| due.push(incoming));
     }
     let count = due.len() as u32;
