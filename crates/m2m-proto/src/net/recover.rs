@@ -500,7 +500,9 @@ impl Net {
             return;
         }
         let next_s = super::timers::next_s(session);
-        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else { return };
+        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else {
+            return;
+        };
         if resume.presses == MAX_PRESSES {
             return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::REFUSED));
         }
