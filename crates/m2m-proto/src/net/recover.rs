@@ -12,8 +12,9 @@ use alloc::vec::Vec;
 use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
+    control::Ask,
     lazy::Spare,
-    session::{Ask, Connecting, Keepalive, Rare, Session, State},
+    session::{Connecting, Keepalive, Rare, Session, State},
 };
 use crate::{
     error::CloseReason,

@@ -40,6 +40,12 @@ impl<'a> Contender<'a> {
         median(self.rounds.iter_mut().map(|round| round.latency_us(part)))
     }
 
+    /// The part of its core that the server has used: well below 1, it is the client that sets the pace.
+    pub(super) fn busy(&self) -> String {
+        let part = median(self.rounds.iter().filter_map(|round| Some(round.cpu_ns? / 1e9 / round.seconds)));
+        part.map_or_else(|| "?".to_owned(), |part| format!("{:.0} %", part * 100.0))
+    }
+
     /// The median of this one's figure divided by the other's, round by round.
     pub(super) fn ratio_to(&self, other: &Contender<'_>, of: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
         let pairs = self.rounds.iter().zip(&other.rounds);
@@ -153,7 +159,7 @@ fn tell(
         request.idle,
         request.pace.rounds,
         request.pace.millis,
-        table(&["", "requests/s", "p50 us", "p99 us", "server CPU ns each"], &rows),
+        table(&["", "requests/s", "p50 us", "p99 us", "server CPU ns each", "server busy"], &rows),
         words(ratio_echo),
         words(ratio_batched),
         words(cpu_ratio),
@@ -170,5 +176,6 @@ fn row(contender: &mut Contender<'_>) -> Vec<String> {
         micros(contender.latency_us(0.5)),
         micros(contender.latency_us(0.99)),
         number(contender.cpu()),
+        contender.busy(),
     ]
 }
