@@ -40,6 +40,7 @@
 //! All futures here may be dropped at any time: a dropped request is given up, a dropped [`Session`] closes.
 #![forbid(unsafe_code)]
 
+mod arena;
 mod error;
 mod key;
 pub mod keyfile;

@@ -1,26 +1,31 @@
 //! Requests of ours: built, sent, awaited.
 use std::{
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, poll_fn},
     pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use m2m_proto::{
     coap::{
-        code::Code, content_format::ContentFormat, message::Message, option::OptionNumber,
-        option_set::OptionSet, uri,
+        code::Code,
+        content_format::ContentFormat,
+        message::{FormatError, Message},
+        option::OptionNumber,
+        option_set::OptionSet,
+        uri,
     },
     error::{CommandError, ConnectError, ErrorKind, RequestError},
     event::{RequestId, SessionId},
     net,
 };
-use tokio::sync::oneshot;
 
 use crate::{
     Error, Session,
-    net::shared::{Shared, Waiter},
+    arena::Arena,
+    net::shared::{Awaited, Outcome, Shared, Waiter},
 };
 
 /// How long a request may take in all, if nothing else is said.
@@ -112,48 +117,47 @@ impl RequestBuilder {
         self
     }
 
-    /// What is asked, and of whom, as an error names it.
+    /// What is asked, as an error names it.
     fn name(&self) -> String {
-        if self.is_data {
-            return "data".to_owned();
-        }
-        let method = self.method.name().map_or_else(|| self.method.to_string(), str::to_owned);
-        format!("{method} {}", self.target)
+        name(self.is_data, self.method, &self.target)
     }
 
     async fn send(self) -> Result<Response, Error> {
         if let Some(why) = &self.invalid {
             return Err(why.clone());
         }
-        let (waiter, answer) = oneshot::channel();
-        let pending = self.submit(waiter)?;
-        let outcome = answer.await;
-        drop(pending);
-        let request = format!("{} to {}", self.name(), self.session.name());
+        let mut pending = self.submit()?;
+        let outcome = poll_fn(|cx| pending.poll(cx)).await;
+        let asked = Asked {
+            method: self.method,
+            target: self.target,
+            is_data: self.is_data,
+            of: self.session.shared_name(),
+        };
         match outcome {
-            Ok(Ok(message)) => Response::read(message, request),
-            Ok(Err(why)) => {
+            Some(Ok(Answered(Ok(parts)))) => Ok(Response::new(parts, asked)),
+            Some(Ok(Answered(Err(why)))) => {
+                let text = format!("{asked}: the answer is malformed: {why}");
+                Err(Error::caused(ErrorKind::Refused, text, why))
+            }
+            Some(Err(why)) => {
                 // A net of another id takes a handshake with a named one for somebody else's.
                 let unanswered = why == RequestError::NotSent(ConnectError::Unreachable);
-                let guess = if unanswered && self.session.name().contains('@') {
-                    ", or another id there"
-                } else {
-                    ""
-                };
-                Err(Error::caused(why.kind(), format!("{request}: {why}{guess}"), why))
+                let guess = if unanswered && asked.of.contains('@') { ", or another id there" } else { "" };
+                Err(Error::caused(why.kind(), format!("{asked}: {why}{guess}"), why))
             }
-            Err(_) => Err(Error::net_closed()),
+            None => Err(Error::net_closed()),
         }
     }
 
     /// Gives the request to the machine.
-    fn submit(&self, waiter: oneshot::Sender<Result<Vec<u8>, RequestError>>) -> Result<Pending, Error> {
+    fn submit(&self) -> Result<Pending, Error> {
         let session = &self.session;
-        let sent = session.shared().with(|state, now| {
+        let sent = session.shared().say(|state, now| {
             if state.check_open().is_err() {
                 return Err(CommandError::Closed);
             }
-            let id = state.wait(Waiter::Response(waiter));
+            let id = state.wait(Waiter::Response(Awaited::Open(None)));
             let request = net::Request {
                 code: self.method,
                 options: &self.options,
@@ -168,7 +172,10 @@ impl RequestBuilder {
             })
         });
         match sent {
-            Ok(id) => Ok(Pending { shared: session.shared().clone(), session: session.id(), id }),
+            Ok(id) => {
+                let shared = session.shared().clone();
+                Ok(Pending { shared, session: session.id(), id, is_over: false })
+            }
             Err(why) => Err(session.command_error(&self.name(), why)),
         }
     }
@@ -212,15 +219,71 @@ struct Pending {
     shared: Arc<Shared>,
     session: SessionId,
     id: RequestId,
+    is_over: bool,
+}
+
+impl Pending {
+    /// What came of it; none if the net is closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
+        let outcome = self.shared.look().poll_outcome(self.id, cx);
+        self.is_over = outcome.is_ready();
+        outcome
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
         self.shared.with(|state, now| {
             if state.forget(self.id) {
                 state.machine.cancel(now, self.session, self.id);
             }
         });
+    }
+}
+
+/// What was asked, and of whom, for an error that may come of it.
+#[derive(Clone)]
+struct Asked {
+    method: Code,
+    target: String,
+    is_data: bool,
+    /// The peer as its user named it.
+    of: Arc<str>,
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} to {}", name(self.is_data, self.method, &self.target), self.of)
+    }
+}
+
+fn name(is_data: bool, method: Code, target: &str) -> String {
+    if is_data {
+        return "data".to_owned();
+    }
+    let method = method.name().map_or_else(|| method.to_string(), str::to_owned);
+    format!("{method} {target}")
+}
+
+/// An answer as it came, or why it can't be read.
+pub(crate) struct Answered(Result<Parts, FormatError>);
+
+struct Parts {
+    code: Code,
+    options: OptionSet,
+    payload: Bytes,
+}
+
+impl Answered {
+    pub(crate) fn read(message: &[u8], bodies: &mut Arena) -> Answered {
+        Answered(Message::parse(message).map(|view| {
+            let mut options = OptionSet::new();
+            options.extend(view.options());
+            Parts { code: view.code(), options, payload: bodies.keep(view.payload()) }
+        }))
     }
 }
 
@@ -234,22 +297,13 @@ pub struct Response {
     /// All options.
     pub options: OptionSet,
     /// To what it is the answer, for [`Response::ok`].
-    request: String,
+    asked: Asked,
 }
 
 impl Response {
-    fn read(message: Vec<u8>, request: String) -> Result<Response, Error> {
-        let (code, options, len) = {
-            let view = Message::parse(&message).map_err(|why| {
-                Error::caused(ErrorKind::Refused, format!("{request}: the answer is malformed: {why}"), why)
-            })?;
-            let mut options = OptionSet::new();
-            options.extend(view.options());
-            (view.code(), options, view.payload().len())
-        };
-        // The payload is the message's end: no need to copy it.
-        let start = message.len() - len;
-        Ok(Response { code, payload: Bytes::from(message).slice(start..), options, request })
+    fn new(parts: Parts, asked: Asked) -> Response {
+        let Parts { code, options, payload } = parts;
+        Response { code, payload, options, asked }
     }
 
     /// Itself, or an error if the peer answered 4.xx or 5.xx.
@@ -262,7 +316,7 @@ impl Response {
         }
         let words =
             self.text().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
-        Err(Error::refused(self.code, format!("{}: {}{words}", self.request, self.code)))
+        Err(Error::refused(self.code, format!("{}: {}{words}", self.asked, self.code)))
     }
 
     /// What the body is, where the peer said.

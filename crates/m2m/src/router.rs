@@ -1,13 +1,5 @@
 //! Requests of others: which handler answers which.
-use std::{
-    collections::HashMap,
-    fmt,
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
-    sync::Arc,
-    task::Poll,
-};
+use std::{collections::HashMap, fmt, future::Future, sync::Arc};
 
 use bytes::Bytes;
 use m2m_proto::{
@@ -21,12 +13,14 @@ use m2m_proto::{
     event::SessionId,
     id::Id,
 };
-use tracing::error;
 
-use crate::{Session, net::shared::Shared, request::format_of};
+use crate::{Session, arena::Arena, net::shared::Shared, request::format_of};
 
+mod handler;
 mod reply;
 
+use handler::Handler;
+pub(crate) use handler::{Running, Started};
 pub(crate) use reply::Answer;
 pub use reply::{IntoReply, Reply};
 
@@ -39,11 +33,12 @@ const KNOWN: &[OptionNumber] = &[
     OptionNumber::ACCEPT,
 ];
 
-type Replying = Pin<Box<dyn Future<Output = Reply> + Send>>;
-type Handler = Box<dyn Fn(Request) -> Replying + Send + Sync>;
-
-/// Which handler answers which request. Handlers are async functions from a [`Request`] to an [`IntoReply`]; each
-/// request runs in a task of its own, and a handler that panics is answered 5.00.
+/// Which handler answers which request. Handlers are async functions from a [`Request`] to an [`IntoReply`]; one that
+/// panics is answered 5.00.
+///
+/// A handler runs where its request came in until it first waits for something, and goes on in a task of its own: so
+/// it should not compute for long, nor block. One that took over a millisecond
+/// several times in a row runs in tasks from then on.
 ///
 /// ```
 /// use m2m::{Request, Router};
@@ -57,13 +52,13 @@ pub struct Router {
     exact: HashMap<Vec<String>, Resource>,
     /// Those that were given with `/*` at the end, the longest first.
     below: Vec<(Vec<String>, Resource)>,
-    data: Option<Handler>,
+    data: Option<Arc<Handler>>,
 }
 
 #[derive(Default)]
 struct Resource {
-    methods: Vec<(Code, Handler)>,
-    any: Option<Handler>,
+    methods: Vec<(Code, Arc<Handler>)>,
+    any: Option<Arc<Handler>>,
 }
 
 impl Router {
@@ -134,7 +129,7 @@ impl Router {
     {
         let methods = &mut self.resource(path).methods;
         methods.retain(|(other, _)| *other != method);
-        methods.push((method, boxed(handler)));
+        methods.push((method, Arc::new(Handler::new(handler))));
         self
     }
 
@@ -144,7 +139,7 @@ impl Router {
         F: Fn(Request) -> R + Send + Sync + 'static,
         R: Future<Output: IntoReply> + Send + 'static,
     {
-        self.resource(path).any = Some(boxed(handler));
+        self.resource(path).any = Some(Arc::new(Handler::new(handler)));
         self
     }
 
@@ -154,7 +149,7 @@ impl Router {
         F: Fn(Request) -> R + Send + Sync + 'static,
         R: Future<Output: IntoReply> + Send + 'static,
     {
-        self.data = Some(boxed(handler));
+        self.data = Some(Arc::new(Handler::new(handler)));
         self
     }
 
@@ -175,7 +170,7 @@ impl Router {
         &mut self.below[at].1
     }
 
-    fn handler(&self, method: Code, path: &[String]) -> Result<&Handler, Code> {
+    fn handler(&self, method: Code, path: &[String]) -> Result<&Arc<Handler>, Code> {
         if method == Code::POST
             && path.is_empty()
             && let Some(data) = &self.data
@@ -189,29 +184,22 @@ impl Router {
         named.or(resource.any.as_ref()).ok_or(Code::METHOD_NOT_ALLOWED)
     }
 
-    /// The answer to one request, whatever its handler does.
-    pub(crate) async fn answer(
+    /// Begins to answer one request, and ends that too if its handler waits for nothing. `from` is the session it came
+    /// in, and its peer.
+    pub(crate) fn start(
         &self,
         shared: &Arc<Shared>,
-        session: SessionId,
-        peer: Id,
-        message: Vec<u8>,
-    ) -> Answer {
-        let request = match Request::read(shared, session, peer, message) {
+        (session, peer): (SessionId, Id),
+        message: &[u8],
+        bodies: &mut Arena,
+    ) -> Started {
+        let request = match Request::read(shared, session, peer, message, bodies) {
             Ok(request) => request,
-            Err(answer) => return answer,
+            Err(answer) => return Started::Done(answer, None),
         };
-        let handler = match self.handler(request.code, &request.path) {
-            Ok(handler) => handler,
-            Err(code) => return Answer::code(code),
-        };
-        let (method, accept, name) = (request.code, request.accept(), format!("{request:?}"));
-        match caught(handler, request).await {
-            Some(reply) => reply.into_answer(method, accept),
-            None => {
-                error!("the handler of {name} panicked");
-                Answer::internal("the handler failed")
-            }
+        match self.handler(request.code, &request.path) {
+            Ok(handler) => Running::start(handler, request),
+            Err(code) => Started::Done(Answer::code(code), None),
         }
     }
 }
@@ -220,29 +208,6 @@ impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.exact.keys().map(|path| path.join("/"))).finish()
     }
-}
-
-fn boxed<F, R>(handler: F) -> Handler
-where
-    F: Fn(Request) -> R + Send + Sync + 'static,
-    R: Future<Output: IntoReply> + Send + 'static,
-{
-    Box::new(move |request| {
-        let future = handler(request);
-        Box::pin(async move { future.await.into_reply() })
-    })
-}
-
-/// Runs a handler; `None` if it panics.
-async fn caught(handler: &Handler, request: Request) -> Option<Reply> {
-    // What a panic may leave half done is the handler's own: nothing of ours is looked at again.
-    let mut future = catch_unwind(AssertUnwindSafe(|| handler(request))).ok()?;
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(reply)) => Poll::Ready(Some(reply)),
-        Err(_) => Poll::Ready(None),
-    })
-    .await
 }
 
 fn segments(path: &str) -> Vec<String> {
@@ -274,8 +239,14 @@ pub struct Request {
 }
 
 impl Request {
-    fn read(shared: &Arc<Shared>, session: SessionId, peer: Id, message: Vec<u8>) -> Result<Request, Answer> {
-        let view = Message::parse(&message).map_err(|_| Answer::code(Code::BAD_REQUEST))?;
+    fn read(
+        shared: &Arc<Shared>,
+        session: SessionId,
+        peer: Id,
+        message: &[u8],
+        bodies: &mut Arena,
+    ) -> Result<Request, Answer> {
+        let view = Message::parse(message).map_err(|_| Answer::code(Code::BAD_REQUEST))?;
         if let Some(option) = unknown_critical(view.options(), KNOWN) {
             let proxy = matches!(option, OptionNumber::PROXY_URI | OptionNumber::PROXY_SCHEME);
             let code = if proxy { Code::PROXYING_NOT_SUPPORTED } else { Code::BAD_OPTION };
@@ -290,14 +261,12 @@ impl Request {
         let (path, query) = (texts(OptionNumber::URI_PATH)?, texts(OptionNumber::URI_QUERY)?);
         let mut options = OptionSet::new();
         options.extend(view.options());
-        let (code, len) = (view.code(), view.payload().len());
-        let start = message.len() - len;
         Ok(Request {
             peer,
-            code,
+            code: view.code(),
             path,
             query,
-            payload: Bytes::from(message).slice(start..),
+            payload: bodies.keep(view.payload()),
             format: format_of(&options),
             options,
             session,

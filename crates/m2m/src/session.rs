@@ -133,7 +133,7 @@ struct Handle {
     id: SessionId,
     standing: watch::Receiver<Standing>,
     /// As the user named the peer.
-    name: String,
+    name: Arc<str>,
     /// This net opened it, so it ends with its last handle.
     is_ours: bool,
 }
@@ -153,6 +153,7 @@ impl Session {
         standing: watch::Receiver<Standing>,
         name: String,
     ) -> Session {
+        let name = name.into();
         Session(Arc::new(Handle { shared, id, standing, name, is_ours: true }))
     }
 
@@ -170,7 +171,7 @@ impl Session {
         let entry = state.sessions.entry(id).or_insert_with(|| watch::Sender::new(standing));
         let standing = entry.subscribe();
         drop(state);
-        let name = short(info.peer);
+        let name = short(info.peer).into();
         Some(Session(Arc::new(Handle { shared: shared.clone(), id, standing, name, is_ours: false })))
     }
 
@@ -345,6 +346,11 @@ impl Session {
     /// The peer as its user named it.
     pub(crate) fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// The same, for what outlives the session.
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.0.name.clone()
     }
 
     /// Why nothing can be done in this session any more.

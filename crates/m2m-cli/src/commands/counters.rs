@@ -48,6 +48,7 @@ pub(crate) fn of(net: &Net) -> (String, Value) {
         ("send_errors", net.send_errors()),
         ("relayed", stats.relayed),
         ("relayed_bytes", stats.relayed_bytes),
+        ("handed_over", stats.handed_over),
     ];
     let life = [
         ("handshakes", stats.handshakes),

@@ -179,11 +179,11 @@ fn a_claim_that_is_given_to_another_ends_a_running_registration() {
     assert_eq!(claims(&["forget", "7"]).code, Some(0));
     let own = world.run(&["id", "--id", "2", "--key-file", "dev.key", "--json"]).objects();
     assert_eq!(claims(&["pin", "2", own[0]["device"].as_str().unwrap()]).code, Some(0));
-    std::thread::sleep(std::time::Duration::from_millis(2_500));
+    std::thread::sleep(Duration::from_millis(2_500));
     world.app(&host, &["online", "2"]).ok();
 
     assert_eq!(claims(&["pin", "2", &"5a".repeat(32)]).code, Some(0));
-    let patience = std::time::Duration::from_secs(20);
+    let patience = Duration::from_secs(20);
     assert!(
         device.wait_for_within("host_disconnected", patience)["why"].as_str().unwrap().contains("refused")
     );

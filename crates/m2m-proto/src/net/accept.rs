@@ -5,7 +5,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::{
     Net, Origin,
-    session::{Control, HalfOpen, Keepalive, Path, Proof, Session, State},
+    session::{Beginning, HalfOpen, Path, Proof, Session, State},
 };
 use crate::{
     error::CloseReason,
@@ -202,46 +202,28 @@ impl Net {
             expires: now + self.config.timers.half_open,
             hash: *established.hash(),
         };
-        let id = self.table.insert(Session {
-            peer: init.src,
-            next_of_peer: None,
-            own_token: ctoken,
-            more_tokens: [None; 2],
-            role: Role::Responder,
-            path: origin.path(),
-            state: State::HalfOpen(Box::new(half_open)),
-            secure: Some(Box::new(Secure::new(&established))),
-            line,
-            control: Control::default(),
-            keepalive: Keepalive {
-                interval: Duration::ZERO,
-                last_answer: now,
-                observed: None,
+        let mut session = Session::new(
+            now,
+            Beginning {
+                peer: init.src,
+                own_token: ctoken,
+                role: Role::Responder,
+                path: origin.path(),
+                state: State::HalfOpen(Box::new(half_open)),
+                secure: Some(Secure::new(&established)),
+                line,
                 silence: self.config.timers.session_idle,
+                max_udp: super::max_udp(established.init.max_udp),
             },
-            last_heard: now,
-            confirmed: true,
-            host: None,
-            proof: self.config.registry.then(|| {
-                Box::new(Proof::Expected {
-                    ephemeral: established.ephemeral.clone(),
-                    hash: *established.hash(),
-                    until: now + self.config.timers.half_open + PROVE_PATIENCE,
-                })
-            }),
-            guest: None,
-            roaming: None,
-            opener: None,
-            tails: None,
-            memory: None,
-            last_request: Time::ZERO,
-            pin: None,
-            renewal: None,
-            max_udp: super::max_udp(established.init.max_udp),
-            dirty: false,
-            armed: Time::NEVER,
-        });
-        self.table.index_peer_token(id);
+        );
+        if self.config.registry {
+            session.rare.begin_with(&mut self.spare.rare).proof = Some(Box::new(Proof::Expected {
+                ephemeral: established.ephemeral.clone(),
+                hash: *established.hash(),
+                until: now + self.config.timers.half_open + PROVE_PATIENCE,
+            }));
+        }
+        let id = self.table.insert(session);
         self.send_back(now, origin, init.src, &resp);
         self.arm(id);
     }

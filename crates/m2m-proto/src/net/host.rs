@@ -11,7 +11,8 @@ use core::net::SocketAddr;
 
 use super::{
     Net, Path,
-    session::{Ask, LookupFor, State},
+    control::{Ask, LookupFor},
+    session::State,
 };
 use crate::{
     error::{CloseReason, CommandError, ConnectError, ControlError},
@@ -279,12 +280,12 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        let Some(place) = session.host else { return };
+        let Some(place) = session.host_place() else { return };
         let Some(host) = self.hosts.get_mut(place) else { return };
         match answer.status {
             RegisterStatus::OK => {
                 if let Some(session) = self.table.get_mut(id) {
-                    session.proof = None;
+                    session.take_proof();
                 }
                 self.registered(now, place, id, answer.lease_s, asked.first_sent);
             }
@@ -304,7 +305,7 @@ impl Net {
     /// The host answered a ping that left at `asked`. If it may have heard nothing for a whole lease before, the
     /// registration has lapsed, which nobody told us: it is made again, in the same session and with the same epoch.
     pub(super) fn host_answered(&mut self, now: Time, id: SessionId, asked: Time) {
-        let place = self.table.get(id).and_then(|session| session.host);
+        let place = self.table.get(id).and_then(|session| session.host_place());
         let Some(host) = place.and_then(|place| self.hosts.get_mut(place)) else { return };
         let before = core::mem::replace(&mut host.renewed, asked);
         if host.phase == Phase::Registered(id) && host.lease.is_some_and(|lease| now.since(before) >= lease) {
@@ -325,7 +326,7 @@ impl Net {
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
         if let Some(session) = self.table.get_mut(id) {
-            session.keepalive.interval = session.keepalive.interval.min(cap);
+            session.cap_ping_interval(cap);
         }
         if lingers {
             return self.arm(id);
@@ -372,7 +373,7 @@ impl Net {
         let Some(path) = self.table.get(id).map(|session| session.path) else { return };
         let frame = crate::wire::frame::Frame::Close { code: CloseCode::DONE, text: "" };
         self.send_frame(now, id, path, &frame);
-        let asks = self.table.get_mut(id).map(|session| core::mem::take(&mut session.control.asks));
+        let asks = self.table.get_mut(id).map(|session| session.control.take_asks());
         for ask in asks.unwrap_or_default() {
             self.ask_failed(ask.what, ControlError::SessionLost(CloseReason::Lost));
         }
@@ -491,7 +492,7 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         match asked.what {
             Ask::Lookup { why: LookupFor::User(request), .. } => {
                 self.event(Event::Found { request, status: Some(status) });
@@ -508,7 +509,7 @@ impl Net {
     }
 
     pub(super) fn tell_public_address(&mut self, id: SessionId, observed: Option<SocketAddr>) {
-        let Some(place) = self.table.get(id).and_then(|session| session.host) else { return };
+        let Some(place) = self.table.get(id).and_then(|session| session.host_place()) else { return };
         let Some(host) = self.hosts.get_mut(place) else { return };
         if host.public == observed || observed.is_none() {
             return;

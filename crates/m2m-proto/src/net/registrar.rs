@@ -1,17 +1,17 @@
 //! Others' registrations with this net (protocol, section 8): PROVE, REGISTER, claims, epochs, leases, LOOKUP.
-use alloc::boxed::Box;
-
 use super::{
     Net,
-    session::{Ask, Guest, Proof, Registering},
+    control::Ask,
+    session::{GuestLimits, Proof, Registering},
+    shard::Asker,
 };
 use crate::{
-    config::{Config, Limits},
+    config::{Limits, Rate},
     error::CloseReason,
     event::{ClaimOutcome, ClaimRequest, Event, Output, SessionId},
     id::Id,
     relay::{
-        budget::{BucketTable, TokenBucket, source_key},
+        budget::{BucketTable, Gauge, source_key},
         registry::{Bound, Registration},
     },
     session::keys::{self, Role},
@@ -44,43 +44,32 @@ pub(super) fn claim_budget(limits: &Limits) -> BucketTable {
     BucketTable::new(CLAIM_BUCKETS, 1, limits.claims_at_once.saturating_mul(claim_cost(limits)))
 }
 
-impl Guest {
-    pub(super) fn new(config: &Config) -> Guest {
-        let bucket = |rate: crate::config::Rate| TokenBucket::new(rate.per_second, rate.burst);
-        let limits = &config.limits;
-        Guest {
-            proven: None,
-            claimed: false,
-            waiting: None,
-            lease: Duration::ZERO,
-            registered: false,
-            askers: alloc::vec::Vec::new(),
-            probed: Time::ZERO,
-            registers: bucket(limits.register_rate),
-            lookups: bucket(limits.lookup_rate),
-            errors: bucket(limits.error_rate),
-            out_packets: bucket(limits.relay_packets),
-            out_bytes: bucket(limits.relay_bytes),
-            in_packets: bucket(limits.relay_packets),
-            in_bytes: bucket(limits.relay_bytes),
+impl GuestLimits {
+    pub(super) fn new(limits: &Limits) -> GuestLimits {
+        let gauge = |rate: Rate| Gauge::new(rate.per_second, rate.burst);
+        GuestLimits {
+            registers: gauge(limits.register_rate),
+            lookups: gauge(limits.lookup_rate),
+            errors: gauge(limits.error_rate),
+            packets: gauge(limits.relay_packets),
+            bytes: gauge(limits.relay_bytes),
         }
     }
 }
 
 impl Net {
     pub(super) fn on_prove(&mut self, now: Time, id: SessionId, public: &[u8; 32], mac: &[u8; 16]) {
-        let guest = || Box::new(Guest::new(&self.config));
         let Some(session) = self.table.get_mut(id) else { return };
         let shown = keys::Proof { public: *public, mac: *mac };
         if session.is_unproven() {
             return self.on_device_proof(now, id, &shown);
         }
         // One try: who proves nothing costs one DH and has to make a new session for another.
-        let Some(proof) = session.proof.take() else { return };
+        let Some(proof) = session.take_proof() else { return };
         if let Proof::Expected { ephemeral, hash, .. } = *proof
             && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {
-            session.guest.get_or_insert_with(guest).proven = Some(*public);
+            session.guest.get_or_insert_default().proven = Some(*public);
         } else {
             self.stats.drop(Drop::BadHandshake);
         }
@@ -92,12 +81,12 @@ impl Net {
         }
         let Some(session) = self.table.get_mut(id) else { return };
         let peer = session.peer;
-        let guest = session.guest.get_or_insert_with(|| Box::new(Guest::new(&self.config)));
+        let guest = session.guest.get_or_insert_default();
         if guest.waiting.is_some() {
             // The store has not answered yet; this is the same question once more.
             return;
         }
-        if !guest.registers.take(now, 1) {
+        if !self.guest_limits.registers.take(&mut guest.registers, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
@@ -206,8 +195,8 @@ impl Net {
         }
         let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
         let news = !core::mem::replace(&mut guest.registered, true);
-        guest.lease = lease;
-        let lease_s = u32::try_from(lease.as_secs().max(1)).unwrap_or(u32::MAX);
+        guest.lease = lease.into();
+        let lease_s = u32::try_from(guest.lease.get().as_secs().max(1)).unwrap_or(u32::MAX);
         let frame = Frame::Registered {
             req: asked.req,
             status: RegisterStatus::OK,
@@ -237,7 +226,11 @@ impl Net {
     pub(super) fn on_unregister(&mut self, now: Time, id: SessionId, req: Req, epoch: Epoch) {
         let Some(session) = self.table.get_mut(id) else { return };
         let peer = session.peer;
-        if session.guest.as_mut().is_some_and(|guest| !guest.registers.take(now, 1)) {
+        if session
+            .guest
+            .as_mut()
+            .is_some_and(|guest| !self.guest_limits.registers.take(&mut guest.registers, now, 1))
+        {
             return self.stats.drop(Drop::OverBudget);
         }
         let ours = self.registry.get(&peer).is_some_and(|there| there.session == id && there.epoch <= epoch);
@@ -261,28 +254,33 @@ impl Net {
     pub(super) fn on_lookup(&mut self, now: Time, id: SessionId, req: Req, wanted: Id) {
         let own = self.config.id;
         let Some(session) = self.table.get_mut(id) else { return };
-        let in_budget =
-            session.guest.as_mut().filter(|guest| guest.registered).map(|guest| guest.lookups.take(now, 1));
+        let in_budget = session
+            .guest
+            .as_mut()
+            .filter(|guest| guest.registered)
+            .map(|guest| self.guest_limits.lookups.take(&mut guest.lookups, now, 1));
         let status = match in_budget {
             None => FoundStatus::REFUSED,
             Some(false) => FoundStatus::BUSY,
             Some(true) if wanted == own => FoundStatus::ONLINE,
             Some(true) => match self.registry.get(&wanted).map(|there| there.session) {
+                None if self.ask_elsewhere(id, req, wanted) => return,
                 None => FoundStatus::OFFLINE,
-                Some(there) => match self.presence(now, there, (id, req)) {
+                Some(there) => match self.presence(now, there, self.asker(id, req)) {
                     Some(status) => status,
                     None => return,
                 },
             },
         };
-        self.answer_lookup(id, req, status);
+        self.answer_lookup(self.asker(id, req), status);
     }
 
     /// Whether a registered net is there: at once if it was heard just now. Else it is asked, and the answer follows.
-    fn presence(&mut self, now: Time, there: SessionId, asker: (SessionId, Req)) -> Option<FoundStatus> {
+    pub(super) fn presence(&mut self, now: Time, there: SessionId, asker: Asker) -> Option<FoundStatus> {
+        let is_itself = asker == self.asker(there, asker.req);
         let session = self.table.get_mut(there)?;
         let Some(guest) = session.guest.as_mut() else { return Some(FoundStatus::OFFLINE) };
-        if now.since(session.last_heard) < JUST_HEARD || asker.0 == there {
+        if now.since(session.last_heard) < JUST_HEARD || is_itself {
             return Some(FoundStatus::ONLINE);
         }
         if guest.askers.contains(&asker) {
@@ -307,12 +305,13 @@ impl Net {
             .get_mut(there)
             .and_then(|session| session.guest.as_mut())
             .map(|guest| core::mem::take(&mut guest.askers));
-        for (asker, req) in askers.unwrap_or_default() {
-            self.answer_lookup(asker, req, status);
+        for asker in askers.unwrap_or_default() {
+            self.answer_lookup(asker, status);
         }
     }
 
-    fn answer_lookup(&mut self, id: SessionId, req: Req, status: FoundStatus) {
+    pub(super) fn answer_lookup(&mut self, asker: Asker, status: FoundStatus) {
+        let Some((id, req)) = self.asker_here(asker) else { return self.answer_elsewhere(asker, status) };
         let is_here = matches!(status, FoundStatus::ONLINE | FoundStatus::SILENT);
         let home = if is_here { self.config.id } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });

@@ -15,8 +15,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Net,
+    control::Ask,
     renew_token::TokenChange,
-    session::{Ask, Session, State},
+    session::{Session, State},
     timers,
 };
 use crate::{
@@ -208,14 +209,14 @@ impl Renewal {
 impl Session {
     /// The instant at which something of a change of keys or tokens is due.
     pub(crate) fn renewal_due(&self) -> Time {
-        self.renewal.as_ref().map_or(Time::NEVER, |renewal| renewal.deadline())
+        self.rare.renewal.as_ref().map_or(Time::NEVER, |renewal| renewal.deadline())
     }
 
     /// This session's keys are another handshake's now: what was agreed on under the old ones is void. What was asked
     /// for is asked for again under the new ones.
     pub(crate) fn restart_renewal(&mut self) {
         self.control.withdraw(|ask| matches!(ask, Ask::Rekey | Ask::NewToken | Ask::Announce { .. }));
-        let Some(renewal) = &mut self.renewal else { return };
+        let Some(renewal) = self.renewal_mut() else { return };
         if let Some(asked) = renewal.asked.take() {
             renewal.wishes.push_front(asked.wish);
         }
@@ -225,8 +226,8 @@ impl Session {
     /// Frees what a change that is over leaves behind.
     pub(super) fn tidy_renewal(&mut self) {
         let has_other_keys = self.secure.as_ref().is_some_and(|secure| secure.has_other_keys());
-        if !has_other_keys && self.renewal.as_ref().is_some_and(|renewal| renewal.is_over()) {
-            self.renewal = None;
+        if !has_other_keys && self.rare.renewal.as_ref().is_some_and(|renewal| renewal.is_over()) {
+            self.take_renewal();
         }
     }
 }
@@ -247,7 +248,7 @@ impl Net {
         let secret = secret.map(Secret::new).transpose()?;
         let user = self.control_user(now, session, id)?;
         let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
-        let renewal = state.renewal.get_or_insert_default();
+        let renewal = state.rare.begin().renewal.get_or_insert_default();
         if renewal.wishes.len() >= MAX_WISHES {
             return Err(CommandError::QueueFull);
         }
@@ -286,7 +287,7 @@ impl Net {
         if !secure.is_rekey_due(now, packets, interval) || secure.is_prepared() {
             return;
         }
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if !renewal.is_rekeying() {
             renewal.wishes.push_back(Wish { user: None, secret: None, yielded: false });
             self.touch(id);
@@ -307,11 +308,12 @@ impl Net {
     /// Starts what waits, and asks again for what has no answer. Called before a session's packets leave.
     pub(super) fn renew(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.is_open()) else { return };
-        let (Some(renewal), Some(secure)) = (&session.renewal, &session.secure) else { return };
+        let (Some(renewal), Some(secure)) = (&session.rare.renewal, &session.secure) else { return };
         let begins = renewal.asked.is_none() && !renewal.wishes.is_empty() && !secure.is_prepared();
         let ephemeral = begins.then(|| self.ephemeral());
         let Some(session) = self.table.get_mut(id) else { return };
-        let (Some(renewal), Some(secure)) = (&mut session.renewal, &session.secure) else { return };
+        let renewal = session.rare.get_mut().and_then(|rare| rare.renewal.as_mut());
+        let (Some(renewal), Some(secure)) = (renewal, &session.secure) else { return };
         if let Some(ephemeral) = ephemeral
             && let Some(wish) = renewal.wishes.pop_front()
         {
@@ -354,7 +356,7 @@ impl Net {
             // Late: that generation is up.
             return self.stats.drop(Drop::Replayed);
         }
-        if let Some(renewal) = &mut session.renewal {
+        if let Some(renewal) = session.renewal_mut() {
             match &mut renewal.answered {
                 Some(answered) if answered.theirs == *question.ephemeral => {
                     (answered.req, answered.is_owed) = (question.req, true);
@@ -368,7 +370,7 @@ impl Net {
             }
         }
         // The session's own first: one peer alone must not leave nothing for the others.
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if !renewal.take_exchange(now, self.config.limits.rekey_rate) || !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
@@ -378,7 +380,7 @@ impl Net {
         let Some(secure) = &mut session.secure else { return };
         secure.prepare(session.role, &shared, Some(question.key.expose()));
         session.control.withdraw(|ask| matches!(ask, Ask::Rekey | Ask::Announce { .. }));
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if let Some(Asked { wish, .. }) = renewal.asked.take() {
             renewal.wishes.push_front(Wish { yielded: true, ..wish });
         }
@@ -394,7 +396,8 @@ impl Net {
 
     fn on_rekeyed(&mut self, now: Time, id: SessionId, req: Req, generation: u32, theirs: &[u8; 32]) {
         let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return };
-        let (Some(renewal), Some(secure)) = (&mut session.renewal, &mut session.secure) else { return };
+        let renewal = session.rare.get_mut().and_then(|rare| rare.renewal.as_mut());
+        let (Some(renewal), Some(secure)) = (renewal, &mut session.secure) else { return };
         let is_awaited = session.control.has_asked(req, &Ask::Rekey);
         let is_asked = renewal.asked.as_ref().is_some_and(|asked| asked.generation == generation);
         if !is_awaited || !is_asked {
@@ -411,7 +414,7 @@ impl Net {
         renewal.previous_until = None;
         if let Some(asking) = session.control.answered(req, |ask| *ask == Ask::Rekey) {
             secure.answered(Pn(asking.first_pn));
-            session.keepalive.last_answer = now;
+            session.was_answered(now);
         }
         self.stats.rekeys += 1;
         self.control_done(wish.user, Ok(()));
@@ -423,7 +426,7 @@ impl Net {
         let until = now + 3 * session.line.rto(&self.line_config);
         let Some(secure) = &session.secure else { return };
         let has_switched = secure.generation() != before;
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if secure.peer_follows() == Some(true) && renewal.previous_until.is_none() {
             renewal.previous_until = Some(until);
         }
@@ -446,7 +449,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id).filter(|session| now >= session.renewal_due()) else {
             return;
         };
-        let Some(renewal) = &mut session.renewal else { return };
+        let Some(renewal) = session.renewal_mut() else { return };
         let impatient = renewal.take_impatient(now);
         renewal.exchanges.take_if(|exchanges| now >= exchanges.full_at);
         if renewal.previous_until.take_if(|until| now >= *until).is_some()

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 
 use super::{
     Net, Path,
+    control::Ask,
     host::Phase,
-    session::{Ask, Session, State},
+    session::{Session, State},
 };
 use crate::{
     error::ConnectError,
@@ -223,7 +224,7 @@ impl Net {
     pub(super) fn expect_answer(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.waits_for_answer()) else { return };
         let place = match session.path {
-            _ if session.host.is_some() => session.host,
+            _ if session.host.is_some() => session.host_place(),
             Path::Through(neighbour) => self.hosts.iter().position(|host| host.id == neighbour),
             Path::Direct(_) => None,
         };
@@ -261,7 +262,7 @@ impl Session {
     fn waits_for_answer(&self) -> bool {
         match self.state {
             State::Connecting(_) => true,
-            State::Up => self.line.in_flight() > 0 || self.control.asks.iter().any(|ask| ask.sent > 0),
+            State::Up => self.line.in_flight() > 0 || self.control.queues.asks.iter().any(|ask| ask.sent > 0),
             _ => false,
         }
     }

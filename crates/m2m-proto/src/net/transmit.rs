@@ -4,11 +4,8 @@ use core::net::SocketAddr;
 
 use super::{
     MAX_DATAGRAM, Net, Path,
-    netkey::Offer,
-    path::PING_ROOM,
-    pinning::Proving,
-    rekey::Renewal,
-    session::{Ask, Asking, Control, Proof, Session},
+    contents::{UNANSWERED, fill, has_more},
+    session::Session,
 };
 use crate::{
     coap::{
@@ -18,13 +15,10 @@ use crate::{
     error::{CloseReason, ConnectError, ControlError, RequestError},
     event::{Event, Output, RequestId, SessionId},
     id::Id,
-    session::{MAX_SHORT_OVERHEAD, keys::Role},
+    session::MAX_SHORT_OVERHEAD,
     stats::Drop,
-    time::{Duration, Time},
-    wire::{
-        bundle::PlainWriter,
-        frame::{CloseCode, Frame, RELAY_OVERHEAD, RelayFlags},
-    },
+    time::Time,
+    wire::frame::{CloseCode, Frame, RELAY_OVERHEAD, RelayFlags},
 };
 
 /// Hops that a RELAY frame of ours may make (protocol, section 10).
@@ -33,10 +27,6 @@ pub(super) const HOP_LIMIT: u8 = 16;
 pub(super) const LAST_WORDS: u64 = 64;
 /// What travels in a RELAY is smaller by this: the frame's head and the hop's own packet at its largest.
 const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
-/// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
-const UNANSWERED: u64 = 1 << 14;
-/// A question is repeated at least so often while it is unanswered, if the round trip allows.
-const ASK_MAX_WAIT: Duration = Duration::from_secs(2);
 
 impl Net {
     /// Notes that a session may have something to send.
@@ -53,14 +43,19 @@ impl Net {
     /// say delays the rest by one packet a turn.
     pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
-        if session.renewal.is_some() {
+        if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        if self.send_next(now, id) {
+        let has_ready = |session: &mut Session| session.has_ready(now);
+        if self.table.get_mut(id).is_some_and(has_ready)
+            && self.send_next(now, id)
+            && self.table.get_mut(id).is_some_and(has_ready)
+        {
             return self.dirty.push_back(id);
         }
         if let Some(session) = self.table.get_mut(id) {
             session.dirty = false;
+            session.settle(now, &mut self.spare);
         }
         self.arm(id);
     }
@@ -70,16 +65,17 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
         session.line.hurry();
-        if session.renewal.is_some() {
+        if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        while self.send_next(now, id) {}
+        while self.table.get_mut(id).is_some_and(|session| session.has_ready(now)) && self.send_next(now, id)
+        {
+        }
         self.arm(id);
     }
 
     /// Sends one packet of what a session has ready; false when nothing is.
     fn send_next(&mut self, now: Time, id: SessionId) -> bool {
-        let mut buffer = self.buffer();
         let mem = self.mem(now);
         let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
         let (exit, peer) = (self.exit(now, session), session.peer);
@@ -87,46 +83,10 @@ impl Net {
             self.end(now, id, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
             return false;
         }
+        let mut buffer = self.buffer();
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
-        let confirm = session.role == Role::Initiator
-            && (!session.confirmed || session.resume().is_some())
-            && has_more(session, &mut cx);
-        let open = session.is_open();
-        let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
-        let Some(secure) = session.secure.as_mut() else { return false };
-        if secure.unanswered() >= UNANSWERED && !session.control.pinging() {
-            session.control.ask(Ask::Ping { user: None, next_s }, now);
-        }
-        secure.begin(&mut buffer);
-        let pn = secure.next_pn().0;
-        let mut plain = PlainWriter::new(&mut buffer, exit.room);
-        if confirm {
-            match session.opener.as_ref().and_then(|opener| opener.resume.as_ref()) {
-                Some(resume) => resume.tags.iter().for_each(|tag| {
-                    plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
-                }),
-                None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
-            }
-        }
-        let fresh = plain.count();
-        if confirm {
-            session.control.prove_now(cx.now);
-        }
-        let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
-        let pinged = push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
-        while open && let Some(message) = session.line.poll_message(&mut cx) {
-            if !plain.push_message(message.bytes) {
-                if !plain.is_empty() || exit.is_candidate {
-                    break;
-                }
-                // It fits no packet of this session, and must not keep the others from leaving.
-                session.line.fail_front(&mut cx);
-                continue;
-            }
-            session.line.sent_in(&mut cx, pn);
-        }
-        if plain.count() == fresh {
+        let Some(contents) = fill(session, &mut cx, &exit, mem, &mut buffer) else {
             // What did not fit there may go the usual way.
             let goes_on = exit.is_candidate && has_more(session, &mut cx);
             if goes_on {
@@ -134,18 +94,28 @@ impl Net {
             }
             self.recycle(buffer);
             return goes_on;
+        };
+        if let Some(secure) = session.secure.as_mut() {
+            secure.seal(&mut buffer);
         }
-        // On a candidate path there may be no room for it.
-        while plain.len() < PING_ROOM && pinged && plain.push_frame(&Frame::Pad) {}
-        secure.seal(&mut buffer);
-        session.remember_tail(&buffer);
         if exit.is_candidate {
             session.answered_candidate(now, buffer.len(), rto);
+        }
+        if contents.wants_answer {
+            self.remember_tail(id, &buffer);
         }
         self.send_packet(now, exit.path, peer, buffer);
         self.rekey_if_due(now, id);
         self.expect_answer(now, id);
         true
+    }
+
+    /// Remembers a packet that leaves, for the hint that may come in answer to it.
+    pub(super) fn remember_tail(&mut self, id: SessionId, packet: &[u8]) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        if session.remember_tail(packet, &mut self.spare.rare) {
+            self.table.index_peer_token(id);
+        }
     }
 
     /// Sends one frame by itself, now, to where the caller says.
@@ -161,12 +131,12 @@ impl Net {
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
         let unanswered = secure.unanswered() >= UNANSWERED;
-        session.remember_tail(&buffer);
         if buffer.len() > MAX_DATAGRAM.min(max_udp) {
             // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
             self.stats.drop(Drop::RelayRefused);
             return self.recycle(buffer);
         }
+        self.remember_tail(id, &buffer);
         self.send_packet(now, path, peer, buffer);
         self.rekey_if_due(now, id);
         if unanswered {
@@ -201,7 +171,7 @@ impl Net {
                 };
                 match self.hop_session(neighbour) {
                     Some(hop) => self.send_hop(now, hop, &frame),
-                    None => self.stats.drop(Drop::NoRoute),
+                    None => self.hop_elsewhere(neighbour, &frame),
                 }
                 self.recycle(packet);
             }
@@ -232,7 +202,9 @@ impl Net {
     pub(super) fn can_send(&self, path: &Path) -> bool {
         match path {
             Path::Direct(_) => true,
-            Path::Through(neighbour) => self.hop_session(*neighbour).is_some(),
+            Path::Through(neighbour) => {
+                self.hop_session(*neighbour).is_some() || self.home_elsewhere(*neighbour).is_some()
+            }
         }
     }
 
@@ -265,7 +237,7 @@ impl Net {
         }
         if tell.is_some() || !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
-            self.memory_since = self.memory_since.max(session.last_request);
+            self.memory_since = self.memory_since.max(session.last_request());
         }
         if let Some(code) = tell {
             // What is ready goes first: an answer given just before the close is not lost by it.
@@ -288,11 +260,11 @@ impl Net {
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
     pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
-        session.opener = None;
-        let (peer, host) = (session.peer, session.host.take());
-        let asks = core::mem::take(&mut session.control.asks);
-        let renewal = session.renewal.take();
-        session.control.once.clear();
+        drop(session.rare.get_mut().and_then(|rare| rare.opener.take()));
+        let (peer, host) = (session.peer, session.host_place());
+        session.host = None;
+        let (asks, renewal) = (session.control.take_asks(), session.take_renewal());
+        session.control.clear_once();
         if let Some((session, mut cx)) = self.line_of(now, id) {
             session.line.fail_open(&mut cx);
         }
@@ -335,105 +307,4 @@ pub(super) fn room_on(session: &Session, path: Path) -> usize {
         Path::Through(_) => RELAY_ROOM,
     };
     MAX_DATAGRAM.min(usize::from(session.max_udp)) - around - MAX_SHORT_OVERHEAD
-}
-
-/// True if there is anything that CONFIRM could go along with.
-fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
-    let patience = super::timers::patience(session.line.rto(cx.config));
-    !session.control.once.is_empty()
-        || session.control.asks.iter().any(|ask| is_due(ask, cx.now, patience))
-        || session.is_open() && session.line.poll_message(cx).is_some()
-}
-
-/// What nobody answered in time is not asked again, should a packet come before the timer that ends it.
-fn is_due(ask: &Asking, now: Time, patience: Duration) -> bool {
-    ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience)
-}
-
-/// What some frames are made of.
-struct Attached<'a> {
-    proof: Option<&'a Proof>,
-    renewal: Option<&'a mut Renewal>,
-}
-
-/// The packet that leaves.
-#[derive(Clone, Copy)]
-struct Leaving {
-    now: Time,
-    pn: u64,
-    rto: Duration,
-}
-
-/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
-fn push_control(
-    control: &mut Control,
-    mut attached: Attached<'_>,
-    plain: &mut PlainWriter<'_>,
-    Leaving { now, pn, rto }: Leaving,
-) -> bool {
-    let mut pinged = false;
-    // First of all: the rest may be taken only from one who is proved.
-    if control.proof_due
-        && let Some(Proving::Made(made)) = control.proving.as_deref()
-    {
-        if !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac }) {
-            return pinged;
-        }
-        control.proof_due = false;
-    }
-    while let Some(frame) = control.once.front() {
-        if !plain.push_frame(frame) {
-            return pinged;
-        }
-        control.once.pop_front();
-    }
-    if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
-        return pinged;
-    }
-    let patience = super::timers::patience(rto);
-    for asking in control.asks.iter_mut().filter(|ask| is_due(ask, now, patience)) {
-        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
-            return pinged;
-        }
-        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
-        if asking.sent == 0 {
-            asking.first_pn = pn;
-            asking.first_sent = now;
-        }
-        let doubled = rto * (1 << u32::from(asking.sent).min(6));
-        asking.sent = asking.sent.saturating_add(1);
-        // The end of all patience is an instant of its own, not the next repetition after it.
-        let over = asking.first_sent + patience;
-        asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
-    }
-    pinged
-}
-
-fn push_ask(
-    asking: &Asking,
-    attached: &Attached<'_>,
-    offer: Option<&Offer>,
-    plain: &mut PlainWriter<'_>,
-) -> bool {
-    let req = asking.req;
-    match asking.what {
-        Ask::Ping { next_s, .. } | Ask::Announce { next_s } => plain.push_frame(&Frame::Ping { req, next_s }),
-        Ask::Probe => plain.push_frame(&Frame::Ping { req, next_s: 0 }),
-        Ask::Prove => plain.push_frame(&Frame::ProveAsk { req }),
-        Ask::NetKey { .. } => offer.is_none_or(|offer| plain.push_frame(&offer.frame(req))),
-        Ask::Lookup { id, .. } => plain.push_frame(&Frame::Lookup { req, id }),
-        Ask::Register { epoch, ephemeral, lease_s } => {
-            if let Some(Proof::Made(made)) = attached.proof
-                && !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac })
-            {
-                return false;
-            }
-            plain.push_frame(&Frame::Register { req, ephemeral, epoch, lease_s })
-        }
-        Ask::Rekey => attached.renewal.as_ref().is_none_or(|renewal| renewal.push_rekey(req, plain)),
-        Ask::NewToken => {
-            let change = attached.renewal.as_ref().and_then(|renewal| renewal.token.as_ref());
-            change.is_none_or(|change| change.push(req, plain))
-        }
-    }
 }

@@ -82,6 +82,32 @@ impl TokenBucket {
     }
 }
 
+/// What one of many token buckets of one [`Gauge`] holds; full at first. 8 bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Level {
+    full_at: u64,
+}
+
+/// The limit of many token buckets.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge {
+    limit: Limit,
+}
+
+impl Gauge {
+    /// As [`TokenBucket::new`].
+    pub fn new(rate: u32, burst: u32) -> Gauge {
+        Gauge { limit: Limit::new(rate, burst) }
+    }
+
+    /// Takes `n` tokens from a bucket of this kind, as [`TokenBucket::take`] does.
+    pub fn take(&self, level: &mut Level, now: Time, n: u32) -> bool {
+        let Some(full_at) = self.limit.take(level.full_at, now, n) else { return false };
+        level.full_at = full_at;
+        true
+    }
+}
+
 /// Buckets of one limit for more sources than anyone can count: a fixed number of them, allocated once, 8 bytes each.
 /// Sources whose keys collide share one, which an attacker who lacks the key's secret cannot arrange.
 #[derive(Debug)]
@@ -147,6 +173,11 @@ pub fn address_key(address: SocketAddr, secret: u64) -> u64 {
 pub fn neighbour_key(id: &Id, secret: u64) -> u64 {
     let id = u128::from_be_bytes(id.0);
     siphash_1_3(siphash_1_3(secret, 0, (id >> 64) as u64), 0, id as u64)
+}
+
+/// The key of a token that somebody else chose.
+pub fn token_key(token: u32, secret: u64) -> u64 {
+    siphash_1_3(secret, 1, token.into())
 }
 
 /// SipHash-1-3 over two words. Why not less: with an unkeyed or a linear mix an attacker picks prefixes that fall into

@@ -1,6 +1,6 @@
 //! The disk, off the event loop: claims in batches, the last epoch, a net key that was changed from afar.
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,6 +13,7 @@ use tracing::{error, warn};
 use super::{
     news::{NetEvent, date},
     remote_key::OwnKey,
+    shards,
     shared::{Shared, State},
 };
 use crate::state::{self, Claims, StateDir, StateError};
@@ -42,10 +43,15 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(dir: Option<StateDir>, claims: Option<Claims>, own_key: OwnKey, strict: bool) -> Store {
+    pub(super) fn new(
+        dir: Option<Arc<StateDir>>,
+        claims: Option<Arc<Claims>>,
+        own_key: OwnKey,
+        strict: bool,
+    ) -> Store {
         Store {
-            dir: dir.map(Arc::new),
-            claims: claims.map(Arc::new),
+            dir,
+            claims,
             waiting: Vec::new(),
             checking: false,
             edits_due: false,
@@ -57,6 +63,15 @@ impl Store {
             changing: false,
             strict,
         }
+    }
+
+    /// The net key that another shard has kept.
+    pub(super) fn set_own_key(&mut self, own_key: OwnKey) {
+        self.own_key = own_key;
+    }
+
+    pub(super) fn own_key(&self) -> OwnKey {
+        self.own_key.clone()
     }
 
     pub(super) fn check(&mut self, claim: ClaimRequest) {
@@ -174,26 +189,41 @@ pub(super) fn keep_key(state: &mut State, now: Time, key: KeyToStore) {
 fn start_key_change(shared: &Arc<Shared>, state: &mut State) {
     let store = &mut state.store;
     let (Some(dir), Some(key)) = (store.dir.clone(), store.new_key.take()) else { return };
-    let (session, key_id, kept) = (key.session, key.key_id, store.own_key.change(&key));
     store.changing = true;
     let shared = shared.clone();
     drop(state.runtime.spawn_blocking(move || {
-        let written = dir.keep_net_key(&kept);
+        change_key(&shared, &dir, &key);
         drop(dir);
-        shared.with(|state, now| {
-            state.store.changing = false;
-            match &written {
-                Ok(()) => state.store.own_key.changed_to(kept),
-                Err(why) => error!("the net key was not changed: {why}"),
-            }
-            state.machine.key_stored(now, session, written.is_ok());
-            if written.is_ok() {
-                warn!(key_id, "the net key was changed from afar, by a holder of the one before");
-                shared.tell(NetEvent::KeyChanged { key_id });
-            }
-        });
+        shared.with(|state, _| state.store.changing = false);
         shared.idle.notify_waiters();
     }));
+}
+
+/// Writes a new net key down and takes it, in all shards of the net; one change at a time.
+fn change_key(shared: &Arc<Shared>, dir: &StateDir, key: &KeyToStore) {
+    let turn = shared.look().store.own_key.turn();
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let own_key = shared.look().store.own_key.clone();
+    if !own_key.is_followed_by(key.key_id) {
+        // Another shard has taken another key meanwhile, and told the machine: whoever sent this one asks again.
+        return;
+    }
+    let kept = own_key.change(key);
+    let written = dir.keep_net_key(&kept);
+    shared.with(|state, now| {
+        match &written {
+            Ok(()) => state.store.own_key.changed_to(kept),
+            Err(why) => error!("the net key was not changed: {why}"),
+        }
+        state.machine.key_stored(now, key.session, written.is_ok());
+        if written.is_ok() {
+            warn!(key_id = key.key_id, "the net key was changed from afar, by a holder of the one before");
+            shared.tell(NetEvent::KeyChanged { key_id: key.key_id });
+        }
+    });
+    if written.is_ok() {
+        shards::tell_key(shared, key);
+    }
 }
 
 fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {

@@ -1,6 +1,7 @@
 //! Nets on real sockets of this machine.
 mod fixture;
 
+mod allocations;
 mod failures;
 mod flaws;
 mod guest;
@@ -10,4 +11,6 @@ mod lifetimes;
 mod many;
 mod neighbours;
 mod requests;
+#[cfg(target_os = "linux")]
+mod shards;
 mod survive;

@@ -10,7 +10,7 @@ use super::{
         outgoing::{Progress, Purpose},
     },
     Line,
-    busy::encode_overload,
+    busy::{MESSAGE_HEAD, encode_overload},
 };
 use crate::time::Time;
 
@@ -55,7 +55,7 @@ impl Line {
         }
         // It is marked and its answer kept like a handler's: a repetition must not run after the peer was told that
         // it didn't.
-        let mut bytes = cx.pool.take();
+        let mut bytes = cx.pool.take(2 * MESSAGE_HEAD);
         encode_overload(&mut bytes, MessageType::Ack, mid, message.token());
         busy.answer_now(cx, id, bytes);
         Outcome::Overloaded
@@ -66,7 +66,7 @@ impl Line {
         let is_full = self.busy(cx).is_overloaded(cx.config);
         if is_full {
             let mid = self.take_non_mid();
-            let mut bytes = cx.pool.take();
+            let mut bytes = cx.pool.take(2 * MESSAGE_HEAD);
             encode_overload(&mut bytes, MessageType::Non, mid, message.token());
             self.busy(cx).push_non(bytes, cx.pool);
             return Outcome::Overloaded;
@@ -154,7 +154,8 @@ impl Line {
         }
         if let Some(round_trip) = round_trip {
             let is_first = self.rtt.smoothed().is_none();
-            self.rtt.sample(cx.now, round_trip);
+            self.rtt.sample(round_trip);
+            busy.measured_at = cx.now;
             if is_first {
                 // What left before the first sample has a timeout of seconds.
                 let due = busy.outgoing.shorten_timeouts(&self.rtt, cx.config.initial_rto);
