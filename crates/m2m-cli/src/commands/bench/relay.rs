@@ -28,7 +28,7 @@ use crate::output::Output;
 
 /// The packet that is forwarded: a POST of 64 bytes in a session of two devices. Head and token of the message, the
 /// payload's marker, the payload, and what the session adds.
-const INNER: usize = 4 + 2 + 1 + 64 + SHORT_OVERHEAD;
+const INNER: usize = 4 + 4 + 1 + 64 + SHORT_OVERHEAD;
 /// Hops that a packet may make: there is one.
 const HOP_LIMIT: u8 = 16;
 /// Longest lease that is asked for, in seconds; a bench is over before.

@@ -1,6 +1,7 @@
 //! `m2m bench request`: encrypted requests and their answers, beside UDP echoes.
 use std::time::Duration;
 
+use m2m_proto::coap::line::MID_WINDOW;
 use serde_json::json;
 
 use super::child::{Child, Start};
@@ -14,6 +15,9 @@ use super::words::{Request, Role};
 use super::{Place, Secrets, WARM_UP, table};
 use crate::exit::Failure;
 use crate::output::Output;
+
+/// More than these a session doesn't begin before the first are answered (protocol, section 7).
+const IN_A_SESSION: u32 = MID_WINDOW as u32;
 
 /// A server, who drives it, and what came of that.
 pub(super) struct Contender<'a> {
@@ -78,6 +82,13 @@ pub(super) fn take_turns(
 }
 
 pub(super) fn run(request: &Request, place: &Place, output: Output) -> Result<(), Failure> {
+    let most = request.flows.saturating_mul(IN_A_SESSION);
+    if request.inflight > most {
+        return Err(Failure::Configuration(format!(
+            "--inflight {}: a session has at most {IN_A_SESSION} requests on their way; with --flows {} that is {most}",
+            request.inflight, request.flows,
+        )));
+    }
     let mut secrets = Secrets::new()?;
     let (size, flows) = (usize::from(request.size), request.flows);
     let server = |role| {
