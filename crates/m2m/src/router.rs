@@ -37,7 +37,8 @@ const KNOWN: &[OptionNumber] = &[
 /// panics is answered 5.00.
 ///
 /// A handler runs where its request came in until it first waits for something, and goes on in a task of its own: so
-/// it should not compute for long, nor block. One that was seen to take over a millisecond runs in tasks from then on.
+/// it should not compute for long, nor block. One that took over a millisecond
+/// several times in a row runs in tasks from then on.
 ///
 /// ```
 /// use m2m::{Request, Router};

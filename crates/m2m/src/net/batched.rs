@@ -3,14 +3,18 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use arrayvec::ArrayVec;
 use nix::sys::socket::{setsockopt, sockopt as nix_sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use rustix::net::{
-    MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg,
-    sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery},
+use rustix::{
+    io::Errno,
+    net::{
+        MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg,
+        sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery},
+    },
 };
 use tokio::net::UdpSocket;
 use tracing::debug;
@@ -25,7 +29,13 @@ pub(super) const SLOT: usize = 1 << 16;
 const MAX_RUN: usize = SLOT - 64;
 
 /// A socket's state for these calls.
-pub(super) struct Batched(UdpSocketState);
+pub(super) struct Batched {
+    state: UdpSocketState,
+    /// Datagrams that the system cuts out of one piece; 1 once it has refused to.
+    segments: AtomicUsize,
+    #[cfg(test)]
+    pub(super) refuses_runs: std::sync::atomic::AtomicBool,
+}
 
 impl Batched {
     /// Prepares a socket; none if its system lacks the calls.
@@ -38,7 +48,13 @@ impl Batched {
             }
         };
         tell_less(udp);
-        Some(Batched(state))
+        let segments = AtomicUsize::new(state.max_gso_segments());
+        Some(Batched {
+            state,
+            segments,
+            #[cfg(test)]
+            refuses_runs: false.into(),
+        })
     }
 
     /// Takes up to [`SLOTS`] messages, each into [`SLOT`] bytes of the buffer. Fewer than that means that there are no
@@ -52,7 +68,7 @@ impl Batched {
         let mut slots: ArrayVec<IoSliceMut<'_>, SLOTS> =
             buffer.chunks_exact_mut(SLOT).take(SLOTS).map(IoSliceMut::new).collect();
         let mut metas = [RecvMeta::default(); SLOTS];
-        let count = self.0.recv(UdpSockRef::from(udp), &mut slots, &mut metas)?;
+        let count = self.state.recv(UdpSockRef::from(udp), &mut slots, &mut metas)?;
         arrived.extend(metas.iter().take(count).map(|meta| Arrived {
             from: meta.addr,
             len: meta.len,
@@ -71,20 +87,24 @@ impl Batched {
         to_system: impl Fn(SocketAddr) -> SocketAddr,
         staging: &mut Vec<u8>,
     ) -> io::Result<usize> {
-        let most = self.0.max_gso_segments();
+        let most = self.segments.load(Ordering::Relaxed);
         let run = run_len(datagrams, most);
         if run < 2 {
             return scatter(udp, &datagrams[..singles(datagrams, most)], to_system);
         }
         let datagrams = &datagrams[..run];
-        match self.send_run(udp, datagrams, &to_system, staging) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                // The card or its driver can't do it: the state has noted that, and each goes by itself.
-                debug!(%error, "not sent in one piece");
-                scatter(udp, &datagrams[..run.min(SLOTS)], to_system)
-            }
-            sent => sent,
+        let refusal = match self.send_run(udp, datagrams, &to_system, staging) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => error,
+            sent => return sent,
+        };
+        // The card, its driver or a tunnel can't do it, or there is something about this address: each by itself.
+        let sent = scatter(udp, &datagrams[..run.min(SLOTS)], to_system);
+        let errno = refusal.raw_os_error().map(Errno::from_raw_os_error);
+        if sent.is_ok() && matches!(errno, Some(Errno::IO | Errno::INVAL)) {
+            debug!(%refusal, "no segmentation offload from now on");
+            self.segments.store(1, Ordering::Relaxed);
         }
+        sent
     }
 
     /// Sends a run in one piece, which the system cuts.
@@ -95,6 +115,10 @@ impl Batched {
         to_system: impl Fn(SocketAddr) -> SocketAddr,
         staging: &mut Vec<u8>,
     ) -> io::Result<usize> {
+        #[cfg(test)]
+        if self.refuses_runs.load(Ordering::Relaxed) {
+            return Err(Errno::INVAL.into());
+        }
         let [first, ..] = run else { return Ok(0) };
         staging.clear();
         run.iter().for_each(|datagram| staging.extend_from_slice(&datagram.bytes));
@@ -105,7 +129,7 @@ impl Batched {
             segment_size: Some(first.bytes.len()),
             src_ip: None,
         };
-        self.0.try_send(UdpSockRef::from(udp), &transmit).map(|()| run.len())
+        self.state.try_send(UdpSockRef::from(udp), &transmit).map(|()| run.len())
     }
 }
 

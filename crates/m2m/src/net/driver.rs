@@ -44,6 +44,8 @@ struct Driver {
     inbound: Option<Inbound>,
     inline: Inline,
     timer: Pin<Box<Sleep>>,
+    /// The timer is to be set anew.
+    has_fired: bool,
     clock_due: Instant,
 }
 
@@ -55,6 +57,7 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
         inbound,
         inline: Inline::default(),
         timer: Box::pin(sleep_until(clock_due)),
+        has_fired: false,
         clock_due,
         shared,
         socket,
@@ -65,12 +68,16 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
                 if ready.and_then(|()| driver.receive()).is_err() {
                     sleep(ERROR_PAUSE).await;
                 }
+                // Their callers run before the driver does.
                 if driver.shared.look().gathers() {
                     behind_the_others().await;
                     driver.shared.carry_out(|state, _| state.end_gathering());
                 }
             }
-            Turn::Pump => driver.shared.carry_out(|_, _| ()),
+            Turn::Pump => {
+                driver.shared.carry_out(|_, _| ());
+                driver.run_handlers();
+            }
             Turn::Timer => driver.on_timer(),
             Turn::End => break,
         }
@@ -99,11 +106,12 @@ impl Driver {
             if state.closed {
                 return Poll::Ready(Turn::End);
             }
-            if state.look_for_driver(cx) {
+            if state.look_for_driver(cx) || state.incoming.has_arrived() {
                 return Poll::Ready(Turn::Pump);
             }
             // A timer that is set too early costs one look; to set it anew with every packet costs more.
-            if state.timeout < state.armed || self.timer.is_elapsed() {
+            if state.timeout < state.armed || self.has_fired {
+                self.has_fired = false;
                 state.armed = state.timeout;
                 let due = self.shared.instant(state.timeout);
                 let due = due.map_or(self.clock_due, |due| self.clock_due.min(due.into()));
@@ -112,6 +120,7 @@ impl Driver {
             state.egress.is_blocked()
         };
         if self.timer.as_mut().poll(cx).is_ready() {
+            self.has_fired = true;
             return Poll::Ready(Turn::Timer);
         }
         if is_blocked {
@@ -122,6 +131,16 @@ impl Driver {
             return Poll::Ready(Turn::Receive(Ok(())));
         }
         self.socket.poll_readable(cx).map(Turn::Receive)
+    }
+
+    /// Begins the requests that came to light while another than the driver pumped, or that waited for a router.
+    fn run_handlers(&mut self) {
+        let mut state = self.shared.look();
+        if state.incoming.has_arrived() {
+            self.inline.take(&mut state);
+            drop(state);
+            self.inline.run(&self.shared, self.shared.now());
+        }
     }
 
     fn on_timer(&mut self) {
@@ -148,23 +167,24 @@ impl Driver {
                 return Err(error);
             }
         }
-        let must_run = {
-            let mut state = self.shared.look();
-            let now = self.shared.now();
-            self.inbox.each(|from, datagram| {
-                trace!(%from, len = datagram.len(), "received");
-                state.machine.handle_datagram(now, from, datagram);
-            });
-            if let Some(inbound) = &mut self.inbound {
-                inbound.feed(now, &mut state.machine);
-            }
-            state.carry_out_ready(&self.shared, now);
-            state.incoming.has_arrived()
-        };
-        if must_run {
-            self.inline.run(&self.shared);
+        let mut state = self.shared.look();
+        let now = self.shared.now();
+        self.inbox.each(|from, datagram| {
+            trace!(%from, len = datagram.len(), "received");
+            state.machine.handle_datagram(now, from, datagram);
+        });
+        if let Some(inbound) = &mut self.inbound {
+            inbound.feed(now, &mut state.machine);
         }
-        self.shared.carry_out(|_, _| ());
+        state.carry_out_ready(&self.shared, now);
+        if state.incoming.has_arrived() {
+            self.inline.take(&mut state);
+            drop(state);
+            self.inline.run(&self.shared, now);
+        } else {
+            drop(state);
+            self.shared.carry_out(|_, _| ());
+        }
         Ok(())
     }
 }
@@ -238,4 +258,49 @@ async fn wait_for_disk(shared: &Shared) {
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), idle).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
+
+    use crate::{Code, Id, Key, Net, Peer, Request, Router};
+
+    /// Together their windows take more than one batch of packets.
+    const SESSIONS: usize = 8;
+    const REQUESTS: usize = 200;
+
+    #[tokio::test]
+    async fn a_full_socket_loses_nothing() {
+        let key = Key::from_bytes(&[7; 32]).unwrap();
+        let open = |n: u8| Net::builder(Id([n; 16]), key.clone()).bind("127.0.0.1:0".parse().unwrap()).open();
+        let (a, b) = (open(1).await.unwrap(), open(2).await.unwrap());
+        drop(tokio::spawn(b.serve(Router::new().data(async |request: Request| request.payload))));
+        let mut sessions = Vec::new();
+        for _ in 0..SESSIONS {
+            let session = a.connect(Peer::addr(b.id(), b.local_addr())).await.unwrap();
+            session.send("warm").await.unwrap();
+            sessions.push(session);
+        }
+        let shared = &a.0.shared;
+        let socket = shared.look().socket.clone().unwrap();
+        socket.is_full.store(true, Ordering::Relaxed);
+        let before = a.stats().datagrams_out;
+        let ask = |n: usize| {
+            // Nobody repeats it: that would hide a loss.
+            let request = sessions[n % SESSIONS].request(Code::POST, "").payload(vec![n as u8; 900]);
+            tokio::spawn(request.non_confirmable().into_future())
+        };
+        let asked: Vec<_> = (0..REQUESTS).map(ask).collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(shared.look().egress.is_blocked());
+        let held = a.stats().datagrams_out - before;
+        assert!(held <= 64, "{held} left the machine, which is to keep them");
+        socket.is_full.store(false, Ordering::Relaxed);
+        shared.carry_out(|_, _| ());
+        for (n, asked) in asked.into_iter().enumerate() {
+            assert_eq!(asked.await.unwrap().unwrap().payload, vec![n as u8; 900]);
+        }
+        assert_eq!(a.send_errors(), 0);
+    }
 }

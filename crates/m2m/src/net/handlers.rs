@@ -28,8 +28,7 @@ pub(super) const MAX_RUNNING: usize = 1024;
 const MAX_EARLY: usize = 64;
 /// For so long a request waits for a router; then it is answered 5.01.
 const EARLY_WAIT: Duration = Duration::from_secs(5);
-/// A handler that takes longer than this before it first waits for something holds up all others: from then on it runs
-/// in tasks only.
+/// A handler that takes longer than this before it first waits for something holds up all others.
 const SLOW: Duration = Duration::from_millis(1);
 
 /// A request as it came.
@@ -162,40 +161,46 @@ impl State {
 /// The driver's part: handlers are polled once where their requests came in.
 #[derive(Default)]
 pub(super) struct Inline {
+    router: Option<Arc<Router>>,
+    /// So many handlers may go on in tasks.
+    free: usize,
     requests: VecDeque<Received>,
     answers: Vec<(IncomingId, Answer)>,
     unfinished: Vec<(IncomingId, Running)>,
     spent: Vec<Vec<u8>>,
     bodies: Arena,
-    /// Handlers took long, lately: each is measured.
+    /// Handlers took long, all in all: next time each is measured.
     is_wary: bool,
 }
 
 impl Inline {
-    /// Begins what has arrived. It takes the lock for a moment only, and gives it back with the answers given to the
-    /// machine.
-    pub(super) fn run(&mut self, shared: &Arc<Shared>) {
-        let mut state = shared.look();
+    /// Takes what has arrived over, with the lock.
+    pub(super) fn take(&mut self, state: &mut State) {
         std::mem::swap(&mut state.incoming.arrived, &mut self.requests);
-        let free = state.incoming.max_running.saturating_sub(state.incoming.running);
-        let router = state.router.clone();
-        drop(state);
-        if let Some(router) = router {
-            self.begin(shared, &router, free);
+        self.free = state.incoming.max_running.saturating_sub(state.incoming.running);
+        self.router.clone_from(&state.router);
+    }
+
+    /// Runs what was taken over, without the lock, and gives the answers to the machine. It is `now`, or was when the
+    /// requests came.
+    pub(super) fn run(&mut self, shared: &Arc<Shared>, now: Time) {
+        if let Some(router) = self.router.take() {
+            self.begin(shared, &router);
         }
-        self.finish(shared);
+        shared.carry_out(|state, after| {
+            self.finish(shared, state, after);
+            self.is_wary = after.since(now) > SLOW;
+        });
         // What belongs to users is dropped without the lock.
         self.answers.clear();
     }
 
-    fn begin(&mut self, shared: &Arc<Shared>, router: &Arc<Router>, free: usize) {
+    fn begin(&mut self, shared: &Arc<Shared>, router: &Arc<Router>) {
         self.bodies.reuse();
-        let begun = Instant::now();
-        let mut last = begun;
-        let mut is_slow = false;
-        while self.unfinished.len() < free
+        while self.unfinished.len() < self.free
             && let Some(Received { incoming, peer, message }) = self.requests.pop_front()
         {
+            let begun = self.is_wary.then(Instant::now);
             let started = router.start(shared, (incoming.session(), peer), &message, &mut self.bodies);
             self.spent.push(message);
             let handler = match started {
@@ -209,20 +214,13 @@ impl Inline {
                     Some(handler)
                 }
             };
-            if self.is_wary {
-                let now = Instant::now();
-                if now - std::mem::replace(&mut last, now) > SLOW {
-                    is_slow = true;
-                    handler.inspect(|handler| handler.avoid());
-                }
+            if let (Some(begun), Some(handler)) = (begun, handler) {
+                handler.took_long(begun.elapsed() > SLOW);
             }
         }
-        self.is_wary = is_slow || !self.is_wary && begun.elapsed() > SLOW;
     }
 
-    fn finish(&mut self, shared: &Arc<Shared>) {
-        let mut state = shared.look();
-        let now = shared.now();
+    fn finish(&mut self, shared: &Arc<Shared>, state: &mut State, now: Time) {
         for (incoming, answer) in &self.answers {
             state.answer(now, *incoming, answer);
         }

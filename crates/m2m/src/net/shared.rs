@@ -102,7 +102,7 @@ impl Shared {
                 runtime: Handle::current(),
                 hosts: Vec::new(),
                 timeout: Time::NEVER,
-                armed: Time::ZERO,
+                armed: Time::NEVER,
                 driver: None,
                 is_rung: false,
                 egress: Egress::default(),

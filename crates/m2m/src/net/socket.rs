@@ -29,6 +29,9 @@ pub(super) struct Socket {
     udp: UdpSocket,
     local: SocketAddr,
     batched: Option<Batched>,
+    /// Takes nothing, as one whose queue is full.
+    #[cfg(test)]
+    pub(super) is_full: std::sync::atomic::AtomicBool,
 }
 
 impl Socket {
@@ -62,7 +65,13 @@ impl Socket {
         let udp = bound.map_err(|error| bind_error(address, error))?;
         let local = udp.local_addr().map_err(|error| bind_error(address, error))?;
         let batched = if batched { Batched::new(&udp) } else { None };
-        Ok(Socket { udp, local, batched })
+        Ok(Socket {
+            udp,
+            local,
+            batched,
+            #[cfg(test)]
+            is_full: false.into(),
+        })
     }
 
     pub(super) fn local_addr(&self) -> SocketAddr {
@@ -79,6 +88,10 @@ impl Socket {
 
     /// Sends some of the first datagrams, with one call to the system, and says how many. An error is the first one's.
     pub(super) fn send(&self, datagrams: &[Datagram], staging: &mut Vec<u8>) -> io::Result<usize> {
+        #[cfg(test)]
+        if self.is_full.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let to_system = |to| self.to_system(to);
         match (datagrams, &self.batched) {
             ([], _) => Ok(0),
@@ -324,6 +337,21 @@ mod tests {
         let source = passes(&any, &v4, v4.local_addr()).await;
         assert_eq!(source, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), any.local_addr().port()));
         assert_eq!(passes(&v4, &any, source).await, v4.local_addr());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_system_that_refuses_runs_is_not_asked_again() {
+        use std::sync::atomic::Ordering;
+        let (from, to) = (bind("127.0.0.1:0").unwrap(), bind("127.0.0.1:0").unwrap());
+        let run = datagrams(to.local_addr(), &[100; 40]);
+        let refuses = &from.batched.as_ref().unwrap().refuses_runs;
+        refuses.store(true, Ordering::Relaxed);
+        assert_eq!(send(&from, &run).await, 2, "as many as one call takes, and the rest");
+        assert_eq!(receive(&to, 40).await.len(), 40);
+        refuses.store(false, Ordering::Relaxed);
+        assert_eq!(send(&from, &run).await, 2, "it is remembered");
+        assert_eq!(receive(&to, 40).await.len(), 40);
     }
 
     #[tokio::test]

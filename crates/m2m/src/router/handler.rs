@@ -4,7 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -21,12 +21,14 @@ type Call = dyn Fn(Request, Option<Replying>) -> Replying + Send + Sync;
 /// Memory of handlers that have ended, kept for the next ones.
 const MAX_SPARE: usize = 64;
 
+const STRIKES: u8 = 3;
+
 /// What a user gave to answer some requests.
 pub(crate) struct Handler {
     call: Box<Call>,
     spare: Mutex<Vec<Replying>>,
-    /// It takes long before it first waits for something.
-    is_slow: AtomicBool,
+    /// How often in a row it took long before it first waited for something.
+    strikes: AtomicU8,
 }
 
 impl Handler {
@@ -46,12 +48,18 @@ impl Handler {
                 None => ReusableBoxFuture::new(replying),
             }
         };
-        Handler { call: Box::new(call), spare: Mutex::default(), is_slow: AtomicBool::new(false) }
+        Handler { call: Box::new(call), spare: Mutex::default(), strikes: AtomicU8::new(0) }
     }
 
-    /// From now on it runs in tasks only.
-    pub(crate) fn avoid(&self) {
-        self.is_slow.store(true, Ordering::Relaxed);
+    /// Tells how it was. One that took long three times in a row runs in tasks only from then on; once may be the
+    /// system's doing, which ran something else meanwhile.
+    pub(crate) fn took_long(&self, long: bool) {
+        let strikes = self.strikes.load(Ordering::Relaxed);
+        self.strikes.store(if long { strikes.saturating_add(1) } else { 0 }, Ordering::Relaxed);
+    }
+
+    fn is_slow(&self) -> bool {
+        self.strikes.load(Ordering::Relaxed) >= STRIKES
     }
 
     fn take_spare(&self) -> Option<Replying> {
@@ -94,7 +102,7 @@ impl Running {
             return Started::Done(failed(method), Some(handler.clone()));
         };
         let mut running = Running { handler: handler.clone(), replying, method, accept };
-        if handler.is_slow.load(Ordering::Relaxed) {
+        if handler.is_slow() {
             return Started::Running(running);
         }
         match running.poll(&mut Context::from_waker(Waker::noop())) {

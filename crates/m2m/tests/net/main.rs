@@ -1,6 +1,7 @@
 //! Nets on real sockets of this machine.
 mod fixture;
 
+mod allocations;
 mod failures;
 mod flaws;
 mod guest;

@@ -8,8 +8,9 @@ use std::{
 };
 
 use m2m::{Code, ErrorKind, OptionNumber, Path, Peer, Reply, Request, Router};
+use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::fixture::{direct, echo, id, key, net, pair, serve, soon};
+use crate::fixture::{builder, direct, echo, id, key, net, pair, serve, soon};
 
 #[tokio::test]
 async fn a_request_is_answered() {
@@ -190,6 +191,39 @@ async fn requests_wait_for_a_router() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     serve(&b, echo());
     assert_eq!(soon(asked).await.unwrap().unwrap().text(), Some("21.5"));
+}
+
+#[tokio::test]
+async fn handlers_are_bounded_and_so_is_what_waits_for_them() {
+    let a = net(1).await;
+    let b = builder(2).max_handlers(2).open().await.unwrap();
+    let (gate, running) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waits_at, counted) = (gate.clone(), running.clone());
+    let slow = move |_: Request| {
+        let (gate, running) = (waits_at.clone(), counted.clone());
+        async move {
+            running.fetch_add(1, Ordering::SeqCst);
+            gate.acquire().await.unwrap().forget();
+            "done"
+        }
+    };
+    serve(&b, Router::new().get("/slow", slow).get("/quick", async |_: Request| "quick"));
+    let session = soon(a.connect(direct(&b, 2))).await.unwrap();
+    let mut asked = JoinSet::new();
+    (0..10).for_each(|_| drop(asked.spawn(session.get("/slow").into_future())));
+    // Two run, two wait, six are refused.
+    for _ in 0..6 {
+        let refused = soon(asked.join_next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(refused.code, Code::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.options.get(OptionNumber::MAX_AGE), Some(&[1][..]));
+    }
+    assert_eq!(running.load(Ordering::SeqCst), 2);
+    gate.add_permits(10);
+    while let Some(answer) = soon(asked.join_next()).await {
+        assert_eq!(answer.unwrap().unwrap().text(), Some("done"));
+    }
+    assert_eq!(running.load(Ordering::SeqCst), 4);
+    assert_eq!(soon(session.get("/quick").into_future()).await.unwrap().text(), Some("quick"));
 }
 
 #[tokio::test]
