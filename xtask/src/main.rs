@@ -21,6 +21,7 @@ cargo xtask bench                          the core's benchmarks
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
 cargo xtask flood [KIND...] [--rounds N]   what floods cost those who are served
 cargo xtask flood memory                   a million packets of each kind, and what the machine keeps of them
+cargo xtask soak --minutes N [--seed S]    everything that can happen to nets, for so long: endurance
 cargo xtask model                          the symbolic model of the handshake, if ProVerif is installed
 cargo xtask help                           this text
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         }
         Some((&"flood", ["memory"])) => Ok(flood_memory()),
         Some((&"flood", options)) => Ok(flood(options)),
+        Some((&"soak", options)) => soak(options),
         Some((&"model", models)) => Ok(run(Command::new("sh").arg("docs/model/run.sh").args(models))),
         Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
         Some((&("help" | "--help" | "-h"), _)) | None => {
@@ -92,6 +94,19 @@ fn flood(options: &[&str]) -> Outcome {
     cargo(&command)
 }
 
+/// Nets on real sockets through everything that can happen to them, for so long.
+fn soak(options: &[&str]) -> Result<Outcome, String> {
+    let mut command = vec!["bench", "--package", "m2m", "--bench", "soak", "--"];
+    let mut words = options.iter();
+    while let Some(&option) = words.next() {
+        if !matches!(option, "--minutes" | "--seed" | "--rate") {
+            return Err(format!("soak knows no option {option}"));
+        }
+        command.extend([option, number(option, words.next().copied())?]);
+    }
+    Ok(cargo(&command))
+}
+
 /// The test of the machine's memory, at length.
 fn flood_memory() -> Outcome {
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -123,5 +138,12 @@ mod tests {
         assert!(sim(&["--script"]).is_err());
         assert!(sim(&["--speed", "1"]).is_err());
         assert!(sim(&["--seeds"]).is_err());
+    }
+
+    #[test]
+    fn soak_refuses_what_it_does_not_know() {
+        assert!(soak(&["--minutes"]).is_err());
+        assert!(soak(&["--minutes", "long"]).is_err());
+        assert!(soak(&["--hours", "1"]).is_err());
     }
 }

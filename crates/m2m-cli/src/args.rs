@@ -29,6 +29,7 @@ or M2M_CONFIG names. All lines may be missing; relative paths start at the file'
     peer_key_file = \"dev.key\"       # as --peer-key-file
     state_dir = \"state\"             # as --state-dir
     timeout = 30                    # as --timeout
+    shards = \"auto\"                 # as --shards of `m2m server`: a number, or \"auto\"
     json = false                    # as --json
 
     [peers]                         # other names for peers: m2m send kitchen hello
@@ -123,6 +124,14 @@ pub(crate) enum Verb {
     Online(Online),
     /// Show in one process, on real sockets, what m2m does: a host, two devices, an app
     Demo,
+    /// Measure m2m on this machine: requests, relaying, handshakes, memory, bytes
+    ///
+    /// Each bench starts a server in a process of its own, on a core of its own, and drives it over the loopback from
+    /// another core. The yardsticks (plain UDP without encryption, without sessions, without any promise) run in
+    /// processes beside it, and take turns with it round by round: so what else the machine does meets all alike, and
+    /// the ratios hold where absolute figures drift. All figures are medians over the rounds. Nothing leaves this
+    /// machine, and no key, id or file of yours is used. Measure with a release build.
+    Bench(crate::commands::bench::words::Bench),
     /// Print what a shell needs to complete m2m's words
     Completions(Completions),
     /// Print the manual page, in roff
@@ -165,6 +174,9 @@ pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
+    /// Serve with so many cores, 1 to 128, or `auto` for all of this machine [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse_shards)]
+    pub(crate) shards: Option<u8>,
     /// Longest time that a registration lasts without being renewed [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) max_router_tm: Option<f64>,
@@ -193,13 +205,13 @@ pub(crate) enum ServerTask {
 pub(crate) enum Claims {
     /// Show each claimed id, its device's public key, and since when
     List,
-    /// Let the next device that comes have this id
+    /// Let the next device that comes have this id; a running host acts on it within a second
     Forget {
         /// The claimed id
         #[arg(value_name = "ID", value_parser = parse_id)]
         claimed: Id,
     },
-    /// Give this id to one device, whoever had it
+    /// Give this id to one device, whoever had it; a running host acts on it within a second
     Pin {
         /// The id to claim
         #[arg(value_name = "ID", value_parser = parse_id)]
@@ -232,6 +244,9 @@ pub(crate) struct Resource {
     pub(crate) path: String,
     pub(crate) value: String,
 }
+
+/// The most that the protocol has room for in its tokens.
+const MAX_SHARDS: u8 = 128;
 
 const PEER_HELP: &str = "ID, ID@host:port, host:port, or an alias of the configuration";
 
@@ -291,6 +306,18 @@ pub(crate) struct Online {
 #[derive(ClapArgs)]
 pub(crate) struct Completions {
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// How many shards a host has: a number, or `auto` for as many as there are cores.
+pub(crate) fn parse_shards(text: &str) -> Result<u8, String> {
+    let count = match text.trim() {
+        "auto" => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_SHARDS.into())),
+        text => text.parse().unwrap_or(0),
+    };
+    u8::try_from(count)
+        .ok()
+        .filter(|count| (1..=MAX_SHARDS).contains(count))
+        .ok_or_else(|| format!("1 to {MAX_SHARDS}, or auto"))
 }
 
 /// An id that a net can have.

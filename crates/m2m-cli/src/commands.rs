@@ -1,4 +1,5 @@
 //! The verbs, and what they share: reading the settings, the event loop, the signals that end a program.
+pub(crate) mod bench;
 mod claims;
 mod counters;
 mod demo;
@@ -26,10 +27,11 @@ use crate::output::Output;
 /// # Errors
 /// Whatever kept the verb from its work.
 pub(crate) fn run(args: Args, output: &mut Output) -> Result<Exit, Failure> {
-    // These two work whatever the configuration says.
+    // Two that work whatever the configuration says, and one that has no use for this event loop.
     match &args.verb {
         Verb::Completions(completions) => return print_completions(completions.shell, *output),
         Verb::Man => return print_manual(*output),
+        Verb::Bench(bench) => return bench::run(|| Settings::load(&args.globals), output, bench),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -71,7 +73,7 @@ async fn dispatch(args: Args, output: &mut Output) -> Result<Exit, Failure> {
         Verb::Ping(ping) => ping::run(settings, output, &ping).await,
         Verb::Online(online) => online::run(settings, output, &online).await,
         // Done above.
-        Verb::Demo | Verb::Completions(_) | Verb::Man => Ok(Exit::Ok),
+        Verb::Demo | Verb::Bench(_) | Verb::Completions(_) | Verb::Man => Ok(Exit::Ok),
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) json: bool,
+    /// Of a host.
+    pub(crate) shards: Option<u8>,
     pin: Option<[u8; 32]>,
     peers: BTreeMap<String, file::Alias>,
     /// The file that was read, for messages about what it lacks.
@@ -75,6 +77,7 @@ impl Settings {
             timeout: pick(flags.timeout, env.parse("M2M_TIMEOUT", parse_seconds)?, file.timeout)
                 .map_or(TIMEOUT, Duration::from_secs_f64),
             json: flags.json || env.parse("M2M_JSON", parse_switch)?.or(file.json).unwrap_or(false),
+            shards: file.shards,
             pin: flags.pin,
             peers: file.peers,
             file: path,

@@ -16,6 +16,10 @@ use crate::output::{Output, short};
 const FOLDER_RETRY: Duration = Duration::from_millis(50);
 /// After how long somebody who waits for it is told so.
 const FOLDER_PATIENCE: Duration = Duration::from_secs(1);
+/// The first host may leave a command's net without an answer for so long: a person waits, and there is another host.
+const HOST_PATIENCE: Duration = Duration::from_secs(3);
+/// A handshake needs this at least to tell a wrong key from a peer that is away (three INITs, and the host's answer).
+const VERDICT: Duration = Duration::from_secs(4);
 /// How long a net may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -88,7 +92,16 @@ pub(crate) async fn open_one_shot(settings: &Settings, output: Output, by_id: bo
     let key = Key::from(key);
     let deadline = Instant::now() + settings.timeout;
     loop {
-        let mut builder = Net::builder(id, key.clone()).accept(false);
+        let timeout = settings.timeout;
+        let mut builder = Net::builder(id, key.clone()).accept(false).tune(move |config| {
+            let timers = &mut config.timers;
+            timers.host_patience = HOST_PATIENCE;
+            // A handshake that fails says why; a command whose time is over does not. So it ends first, where there is
+            // time enough to find out.
+            if timeout >= VERDICT {
+                timers.handshake_timeout = timers.handshake_timeout.min(timeout.mul_f32(0.9));
+            }
+        });
         if by_id {
             builder = with_hosts(builder, settings)?.ephemeral(settings.id.is_none());
         }

@@ -77,6 +77,16 @@ impl Output {
         self.say(words);
     }
 
+    /// Data is for a program.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Nothing is to be said but what fails, or it is for a program.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet || self.json
+    }
+
     /// Words for a person, unless `-q` was given.
     pub(crate) fn say(&self, words: &str) {
         if !self.quiet {

@@ -20,6 +20,7 @@ use crate::{
 /// let mut config = Config::new(id, key, device);
 /// config.relay = true;
 /// ```
+#[derive(Clone)]
 pub struct Config {
     /// This net's id.
     pub id: Id,
@@ -80,6 +81,7 @@ impl Config {
 }
 
 /// A net key that was replaced from afar.
+#[derive(Clone)]
 pub struct PreviousKey {
     /// The key.
     pub key: NetKey,
@@ -87,12 +89,14 @@ pub struct PreviousKey {
     pub grace: Duration,
 }
 
-/// One of several machines behind one address. Tokens carry the shard in their top bits (protocol, section 11).
+/// One of several machines behind one address (protocol, section 11): all that belongs to a peer lives in the shard of
+/// its id, and tokens carry their shard in the top bits. What comes to another one is handed over
+/// ([`crate::event::Output::Handover`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// This one, below `count`.
     pub index: u8,
-    /// How many there are: a power of two, at most 128.
+    /// How many there are, at most [`Shard::MAX`].
     pub count: u8,
 }
 
@@ -103,12 +107,21 @@ impl Default for Shard {
 }
 
 impl Shard {
-    /// How many top bits of a token name its shard.
-    pub fn bits(self) -> u32 {
-        self.count.max(1).ilog2()
+    /// The most shards that one net may have.
+    pub const MAX: u8 = 128;
+
+    /// True if there are others.
+    pub fn has_others(self) -> bool {
+        self.count > 1
     }
 
-    /// The shard that a token belongs to.
+    /// How many top bits of a token name its shard.
+    pub fn bits(self) -> u32 {
+        u8::BITS - self.count.saturating_sub(1).leading_zeros()
+    }
+
+    /// The shard that a token belongs to. Where the count is no power of two, a token that none of these shards chose
+    /// may name one that is not there.
     pub fn of_token(self, token: u32) -> u8 {
         if self.bits() == 0 { 0 } else { (token >> (32 - self.bits())) as u8 }
     }
@@ -136,6 +149,9 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions with one peer id. Default 64: the original's users open 50 between one pair.
     pub sessions_per_peer: usize,
+    /// Sessions whose round keys are kept, about 2 kB each; the others make them anew for each packet, which takes as
+    /// long as to seal a small one. 0 keeps none. Default 4,096; a device with two sessions needs 2.
+    pub warm_sessions: usize,
     /// Half-open handshakes in all; from half of it on, only for those who showed a cookie. Default 4,096.
     pub half_open: usize,
     /// Half-open handshakes of one source id. Default 64.
@@ -160,6 +176,9 @@ pub struct Limits {
     pub relay_bytes: Rate,
     /// REGISTERs and UNREGISTERs per second of one session; beyond it they are ignored. Default 1, burst 10.
     pub register_rate: Rate,
+    /// Changes of keys per second that one session's peer may have answered, or that it answers; beyond it they wait, so that
+    /// one peer can't use up `dh_rate` for all. Default 1, burst 20.
+    pub rekey_rate: Rate,
     /// LOOKUPs per second of one session. Default 10, burst 20.
     pub lookup_rate: Rate,
     /// ERROR frames per second to one neighbour. Default 3, burst 6.
@@ -192,6 +211,7 @@ impl Default for Limits {
         Limits {
             sessions: 65_536,
             sessions_per_peer: 64,
+            warm_sessions: 4_096,
             half_open: 4_096,
             half_open_per_peer: 64,
             init_rate: Rate::new(50, 100),
@@ -202,6 +222,7 @@ impl Default for Limits {
             relay_packets: Rate::new(1_000, 2_000),
             relay_bytes: Rate::new(1 << 20, 2 << 20),
             register_rate: Rate::new(1, 10),
+            rekey_rate: Rate::new(1, 20),
             lookup_rate: Rate::new(10, 20),
             error_rate: Rate::new(3, 6),
             queue_messages: 256,
@@ -255,6 +276,9 @@ pub struct Timers {
     pub host_retry_max: Duration,
     /// How long a closed session answers with CLOSE. Default 3 s.
     pub closing: Duration,
+    /// How long a host may leave a handshake unanswered before the next one is taken, where there is another. Default 8 s; nets
+    /// that live for one command take less.
+    pub host_patience: Duration,
     /// After how long without an answer by the user a request is acknowledged empty. Default 50 ms.
     pub ack_delay: Duration,
     /// For how long handshakes under the previous net key are answered after a change from afar. Default 24 h.
@@ -275,9 +299,47 @@ impl Default for Timers {
             host_retry_min: Duration::from_secs(1),
             host_retry_max: Duration::from_secs(30),
             closing: Duration::from_secs(3),
+            host_patience: Duration::from_secs(8),
             ack_delay: Duration::from_millis(50),
             key_grace: Duration::from_secs(24 * 3600),
             rekey_interval: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_the_shard_that_chose_it() {
+        for count in 1..=Shard::MAX {
+            for index in 0..count {
+                let shard = Shard { index, count };
+                for random in [0, 1, 0x1234_5678, u32::MAX] {
+                    assert_eq!(shard.of_token(shard.mark(random)), index, "{shard:?}");
+                }
+            }
+        }
+        assert_eq!(Shard::default().mark(0xDEAD_BEEF), 0xDEAD_BEEF, "one shard spends no bits");
+    }
+
+    #[test]
+    fn ids_are_spread_over_all_shards_as_the_protocol_says() {
+        let id = |n: u16| {
+            let mut id = Id::ANY;
+            id.0[14..].copy_from_slice(&n.to_be_bytes());
+            id
+        };
+        let first = Sha256::digest(id(1).0);
+        let number = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
+        for count in [1, 2, 3, 4, 7, 128] {
+            let shard = Shard { index: 0, count };
+            assert_eq!(u32::from(shard.of_id(id(1))), number % u32::from(count));
+            let mut seen = vec![0_u32; usize::from(count)];
+            (0..10_000).for_each(|n| seen[usize::from(shard.of_id(id(n)))] += 1);
+            let expected = 10_000 / u32::from(count);
+            assert!(seen.iter().all(|there| (expected / 2..=expected * 2).contains(there)), "{seen:?}");
         }
     }
 }

@@ -215,6 +215,10 @@ pub enum CloseReason {
     KeyLimit,
     /// It was to be opened anew, and the peer did not prove again to be the pinned device.
     WrongDevice,
+    /// It was opened anew, and the peer answers, but does not say whether it remembers.
+    NoVerdict,
+    /// Its peer was registered here with a claim to its id that was taken from it.
+    Unclaimed,
     /// The table was full and this session the longest silent.
     Evicted,
 }
@@ -242,6 +246,10 @@ impl fmt::Display for CloseReason {
             CloseReason::WrongDevice => {
                 write!(f, "the peer did not prove again that it has the pinned device key")
             }
+            CloseReason::NoVerdict => {
+                write!(f, "opened anew, and the peer does not say whether it remembers what was asked before")
+            }
+            CloseReason::Unclaimed => write!(f, "its id belongs to another device, or to none"),
             CloseReason::Evicted => write!(f, "made room for a newer session of the same net"),
         }
     }

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::{
     error::{CloseReason, ConnectError, ControlError, RequestError},
     id::Id,
-    net::Path,
+    net::{Handed, Path},
     time::{Duration, Time},
     wire::frame::{FoundStatus, RegisterStatus},
 };
@@ -63,14 +63,13 @@ pub enum Output {
     /// Keep this as the net's own key, durably, and bring the outcome back with `Net::key_stored`. A driver that can't
     /// answers with a failure.
     StoreKey(KeyToStore),
-    /// This datagram belongs to another shard; hand it there with `Net::handle_datagram`.
+    /// This belongs to another shard of the same net: hand it there, to `Net::handle_handed`. Only a net of several
+    /// shards ([`crate::config::Shard`]) gives any. One that can't be delivered goes back to `Net::handover_failed`.
     Handover {
-        /// Which one.
+        /// Which one; below `Shard::count`.
         shard: u8,
-        /// Where the datagram came from.
-        from: SocketAddr,
-        /// The datagram.
-        bytes: Vec<u8>,
+        /// What.
+        handed: Handed,
     },
     /// Nothing left: come back at this instant, or earlier with a datagram or a command.
     Timeout(Time),
@@ -228,6 +227,14 @@ pub enum Event {
         /// The host.
         host: Id,
         /// This net's own address as the host sees it, once a pong told it.
+        public: Option<SocketAddr>,
+    },
+    /// The session with the host was opened anew, under its old handle, and the net is registered again: the host had lost
+    /// its memory, or was out of reach for a moment.
+    HostRecovered {
+        /// The host.
+        host: Id,
+        /// This net's own address as the host sees it, if it told that yet.
         public: Option<SocketAddr>,
     },
     /// The host stopped answering; the net tries again by itself. A driver should resolve the host's name anew now.

@@ -12,9 +12,10 @@
 //!  poll_output ─ transmit                        └─ messages ├─ relay       forwarding
 //!                                                            ├─ rekey, renew_token   other keys, other tokens
 //!  hints, silence ─ recover   a session opened anew          └─ path        a peer that moves
+//!  handle_handed ─ shard      what another shard of the same net took for this one
 //! ```
-use alloc::{boxed::Box, collections::BinaryHeap, collections::VecDeque, vec::Vec};
-use core::{cmp::Reverse, net::SocketAddr};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
+use core::net::SocketAddr;
 
 use rand_chacha::{
     ChaCha12Rng,
@@ -46,8 +47,10 @@ use crate::{
 
 mod accept;
 mod connect;
+mod deadlines;
 mod deliver;
 mod host;
+mod lazy;
 mod netkey;
 mod path;
 mod pinning;
@@ -57,15 +60,18 @@ mod rekey;
 mod relay;
 mod renew_token;
 mod session;
+mod shard;
 mod standby;
 mod table;
 mod timers;
 mod transmit;
+mod warm;
 mod yielding;
 
 pub use host::{HostConfig, MAX_HOSTS};
 
 pub use session::Path;
+pub use shard::Handed;
 
 use session::{Ask, State};
 use yielding::YieldingBudget;
@@ -92,7 +98,7 @@ const MESSAGE_HEAD: usize = 4 + 8;
 const MAX_IN_FLIGHT: usize = 768;
 
 /// Where a packet came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Direct(SocketAddr),
     /// In a RELAY frame, in the session with `neighbour`, which says that `src` sent it.
@@ -182,7 +188,8 @@ pub struct Net {
     /// Unix time in milliseconds when the machine's clock was zero; none if nobody said.
     unix_origin_ms: Option<u64>,
     table: table::Table,
-    deadlines: BinaryHeap<Reverse<(Time, SessionId)>>,
+    warm: warm::Warm,
+    spare: session::SpareParts,
     dirty: VecDeque<SessionId>,
     outputs: VecDeque<Output>,
     pool: Pool,
@@ -191,6 +198,7 @@ pub struct Net {
     active_host: usize,
     last_epoch: u64,
     registry: Registry,
+    guest_limits: session::GuestLimits,
     init_budget: BucketTable,
     claim_budget: BucketTable,
     dh_budget: YieldingBudget,
@@ -210,16 +218,18 @@ impl Net {
         let ephemerals = EphemeralSeed::from_bytes(seed);
         let mut rng = ChaCha12Rng::from_seed(ephemerals.derive(b"m2m/1 generator"));
         let cookie_secrets = [fresh_secret(&mut rng), fresh_secret(&mut rng)].map(CookieSecret::from_bytes);
+        let hash_secret = rng.next_u64();
         let init = config.limits.init_rate;
         Net {
-            hash_secret: rng.next_u64(),
+            hash_secret,
             cookie_secrets,
             cookie_rotated: now,
             rng,
             ephemerals,
             unix_origin_ms: None,
-            table: table::Table::default(),
-            deadlines: BinaryHeap::new(),
+            table: table::Table::new(hash_secret),
+            spare: session::SpareParts::default(),
+            warm: warm::Warm::new(config.limits.warm_sessions),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),
             pool: Pool::new(POOL),
@@ -228,6 +238,7 @@ impl Net {
             active_host: 0,
             last_epoch: config.last_epoch,
             registry: Registry::new(config.limits.registrations),
+            guest_limits: session::GuestLimits::new(&config.limits),
             claim_budget: registrar::claim_budget(&config.limits),
             init_budget: BucketTable::new(INIT_BUCKETS, init.per_second, init.burst),
             dh_budget: YieldingBudget::new(config.limits.dh_rate, DH_PACKETS),
@@ -296,12 +307,8 @@ impl Net {
             Ok(packet) => packet,
             Err(why) => return self.stats.drop(Drop::of_packet(why)),
         };
-        if let Some(shard) = self.foreign_shard(&packet)
-            && let Origin::Direct(from) = origin
-        {
-            let mut bytes = self.buffer();
-            bytes.extend_from_slice(datagram);
-            return self.outputs.push_back(Output::Handover { shard, from, bytes });
+        if let Some(shard) = self.foreign_shard(&packet) {
+            return self.hand_packet(shard, origin, datagram);
         }
         match packet {
             Packet::Short(short) => {
@@ -311,25 +318,9 @@ impl Net {
             Packet::Init(init) => self.on_init(now, origin, &init),
             Packet::Resp(resp) => self.on_resp(now, origin, &resp),
             Packet::Cookie(cookie) => self.on_cookie(now, origin, &cookie),
-            Packet::ResetHint(hint) => self.on_hint(now, origin, &hint),
+            Packet::ResetHint(hint) => self.on_hint_for_any(now, origin, &hint),
             _ => self.stats.drop(Drop::Kind),
         }
-    }
-
-    /// The shard that a packet belongs to, if that is another one.
-    fn foreign_shard(&self, packet: &Packet<'_>) -> Option<u8> {
-        let shard = self.config.shard;
-        if shard.count <= 1 {
-            return None;
-        }
-        let owner = match packet {
-            Packet::Short(short) => shard.of_token(short.token.value()),
-            Packet::Resp(resp) => shard.of_token(resp.stoken.value()),
-            Packet::Cookie(cookie) => shard.of_token(cookie.stoken.value()),
-            Packet::Init(init) => shard.of_id(init.src),
-            _ => return None,
-        };
-        (owner != shard.index).then_some(owner)
     }
 
     /// Time has passed: what was due by `now` happens.
@@ -393,7 +384,7 @@ impl Net {
         };
         let session = self.start_handshake(now, peer, key, path, None)?;
         if let (Some(public), Some(state)) = (options.pin, self.table.get_mut(session)) {
-            state.pin = Some(Box::new(pinning::Pin::new(public)));
+            state.rare.begin().pin = Some(Box::new(pinning::Pin::new(public)));
         }
         Ok(session)
     }
@@ -518,6 +509,12 @@ impl Net {
         })
     }
 
+    /// The newest session that this peer opened, for requests of our own in it.
+    pub fn accepted_from(&self, peer: Id) -> Option<SessionId> {
+        let is_accepted = |session: &session::Session| session.role == Role::Responder && session.is_open();
+        self.table.of_peer(peer).find(|(_, session)| is_accepted(session)).map(|(id, _)| id)
+    }
+
     /// The store's answer to [`Output::Claim`].
     pub fn claim_checked(&mut self, now: Time, session: SessionId, outcome: ClaimOutcome) {
         self.finish_registration(now, session, outcome);
@@ -552,13 +549,13 @@ impl Net {
     fn fail(&mut self, now: Time, id: SessionId, why: ConnectError) {
         let Some(mut session) = self.table.remove(id) else { return };
         self.fail_line(now, &mut session.line, crate::error::RequestError::NotSent(why));
-        for ask in core::mem::take(&mut session.control.asks) {
+        for ask in session.control.take_asks() {
             self.ask_failed(ask.what, ControlError::NotSent(why));
         }
         let is_local = why == ConnectError::Closed;
         let lost = if is_local { CloseReason::Local } else { CloseReason::Lost };
-        self.renewal_failed(session.renewal.take(), lost);
-        match session.host {
+        self.renewal_failed(session.take_renewal(), lost);
+        match session.host_place() {
             Some(host) => self.host_failed(now, host, why),
             None => self.event(Event::ConnectFailed { session: id, why }),
         }

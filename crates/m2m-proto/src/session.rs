@@ -3,6 +3,7 @@ pub mod handshake;
 pub mod keys;
 pub mod pn;
 pub mod replay;
+mod warm;
 
 use alloc::{boxed::Box, vec::Vec};
 use core::ops::Range;
@@ -13,6 +14,7 @@ use keys::{DhShared, OpenKey, ResumeKey, Role, Root, SealKey, ShortHeader, Suite
 use pn::Pn;
 use replay::{Verdict, Window};
 use subtle::ConstantTimeEq;
+pub use warm::Ciphers;
 
 use crate::{
     time::{Duration, Time},
@@ -74,17 +76,19 @@ pub struct Secure {
     other: Option<Box<Other>>,
     /// The number of the next packet to send; never used twice, whatever the keys.
     next_pn: Pn,
-    /// The number of the first packet sealed in this generation.
-    first_pn: Pn,
-    /// When that was; [`Time::NEVER`] before.
-    since: Time,
-    /// The highest of our numbers that an answer came to.
-    answered: Option<Pn>,
+    /// Packets sealed in this generation: never more than [`KEY_LIMIT`] and a few.
+    sealed: u32,
+    /// When the first of them was, in whole seconds and one more; 0 before.
+    since_s: u32,
+    /// One more than the highest of our numbers that an answer came to; 0 before the first.
+    answered: u64,
     window: Window,
-    /// The number of the packet opened last.
-    opened: Pn,
+    /// How far behind the newest the packet is that was opened last: less than [`Window::LEN`].
+    opened_behind: u8,
     /// The number of the packet that named the peer's token.
     named_in: Pn,
+    /// Round keys of this generation, while the session is busy.
+    ciphers: Option<Box<Ciphers>>,
 }
 
 /// The other generation beside the one that packets are sealed in.
@@ -120,13 +124,36 @@ impl Secure {
             failed: 0,
             other: None,
             next_pn: Pn(0),
-            first_pn: Pn(0),
-            since: Time::NEVER,
-            answered: None,
+            sealed: 0,
+            since_s: 0,
+            answered: 0,
             window: Window::default(),
-            opened: Pn(0),
+            opened_behind: 0,
             named_in: Pn(0),
+            ciphers: None,
         }
+    }
+
+    /// Keeps round keys from now on, in this place, so that packets need not make them.
+    pub fn warm_up(&mut self, mut place: Box<Ciphers>) {
+        place.clear();
+        self.ciphers = Some(place);
+    }
+
+    /// True while round keys are kept; they count as used then.
+    pub fn is_warm(&mut self) -> bool {
+        self.ciphers.as_deref_mut().is_some_and(Ciphers::touch)
+    }
+
+    /// True while round keys are kept.
+    pub fn has_ciphers(&self) -> bool {
+        self.ciphers.is_some()
+    }
+
+    /// Gives the place for round keys up, unless they were used since this was asked last.
+    pub fn cool_down(&mut self, if_unused: bool) -> Option<Box<Ciphers>> {
+        let was_used = self.ciphers.as_deref_mut()?.untouch();
+        if was_used && if_unused { None } else { self.ciphers.take() }
     }
 
     /// Makes room for the header of the next packet at the end of an empty buffer; the plaintext follows, then [`Secure::seal`].
@@ -145,9 +172,12 @@ impl Secure {
         };
         buffer.resize(buffer.len() + self.seal.suite().tag_len(), 0);
         self.next_pn = Pn(self.next_pn.0 + 1);
-        self.seal
-            .seal_in_place(&header, buffer)
-            .expect("the buffer begins with a header and holds a byte of plaintext");
+        self.sealed = self.sealed.saturating_add(1);
+        let sealed = match self.ciphers.as_deref_mut() {
+            Some(ciphers) => ciphers.seal(&self.seal).seal_in_place(&header, buffer),
+            None => self.seal.seal_in_place(&header, buffer),
+        };
+        sealed.expect("the buffer begins with a header and holds a byte of plaintext");
     }
 
     /// Opens a packet where it lies and says where its plaintext is. Only an authentic packet moves the replay window,
@@ -155,22 +185,22 @@ impl Secure {
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, OpenError> {
         let phase = packet.first().is_some_and(|first| first & KEY_PHASE != 0);
         let is_current = phase == self.key_phase();
-        let key = match self.other.as_deref() {
-            _ if is_current => &self.open,
-            Some(Other::Next(next)) => &next.open,
-            Some(Other::Previous { open, .. }) => open,
-            // A generation of keys that was never agreed on, or is over.
-            None => return Err(OpenError::Forged),
-        };
         let largest = self.window.newest().unwrap_or_default();
-        let window = &self.window;
-        let opened = key.open_if(packet, largest, |pn| window.check(pn) == Verdict::Fresh);
+        let is_fresh = |pn| self.window.check(pn) == Verdict::Fresh;
+        let opened = match (self.other.as_deref(), self.ciphers.as_deref_mut()) {
+            (_, Some(ciphers)) if is_current => ciphers.open(&self.open).open_if(packet, largest, is_fresh),
+            _ if is_current => self.open.open_if(packet, largest, is_fresh),
+            (Some(Other::Next(next)), _) => next.open.open_if(packet, largest, is_fresh),
+            (Some(Other::Previous { open, .. }), _) => open.open_if(packet, largest, is_fresh),
+            // A generation of keys that was never agreed on, or is over.
+            (None, _) => Err(OpenError::Forged),
+        };
         if opened == Err(OpenError::Forged) {
             self.failed = self.failed.saturating_add(1);
         }
         let (pn, plain) = opened?;
         self.window.mark(pn);
-        self.opened = pn;
+        self.opened_behind = self.window.newest().map_or(0, |newest| (newest.0 - pn.0) as u8);
         match self.other.as_deref_mut() {
             Some(Other::Previous { peer_follows, .. }) => *peer_follows |= is_current,
             Some(Other::Next(_)) if !is_current => self.begin_next(),
@@ -231,12 +261,14 @@ impl Secure {
     /// True if it is time to change keys, at a moment when a packet has left: after so many packets, so long after the
     /// first packet of this generation, or because too many failed to open.
     pub fn is_rekey_due(&mut self, now: Time, packets: u64, interval: Duration) -> bool {
-        if self.since == Time::NEVER {
-            self.since = now;
+        let now_s = u32::try_from(now.as_micros() / 1_000_000).unwrap_or(u32::MAX - 1) + 1;
+        if self.since_s == 0 {
+            self.since_s = now_s;
         }
+        let age = Duration::from_secs((now_s - self.since_s.min(now_s)).into());
         let limits = KeyLimits::of(self.seal.suite());
         self.sealed() >= packets.min(limits.sealed.0).max(MIN_REKEY_PACKETS)
-            || now.since(self.since) >= interval.max(MIN_REKEY_INTERVAL)
+            || age >= interval.max(MIN_REKEY_INTERVAL)
             || self.is_under_attack()
     }
 
@@ -258,8 +290,10 @@ impl Secure {
     /// From now on the peer's packets are labelled with this token, as the packet opened last says, unless a later
     /// packet has said something else.
     pub fn label_with(&mut self, token: Token) {
-        if self.opened >= self.named_in {
-            self.named_in = self.opened;
+        let newest = self.window.newest().unwrap_or_default();
+        let opened = Pn(newest.0 - u64::from(self.opened_behind));
+        if opened >= self.named_in {
+            self.named_in = opened;
             self.peer_token = token;
         }
     }
@@ -278,8 +312,12 @@ impl Secure {
     pub fn answered(&mut self, pn: Pn) {
         // A question that is to be asked again under new keys has no number of them yet.
         if pn < self.next_pn {
-            self.answered = self.answered.max(Some(pn));
+            self.answered = self.answered.max(pn.0 + 1);
         }
+    }
+
+    fn highest_answered(&self) -> Option<Pn> {
+        self.answered.checked_sub(1).map(Pn)
     }
 
     /// The number that the next packet will have.
@@ -289,7 +327,7 @@ impl Secure {
 
     /// How many packets have left since the last that was answered.
     pub fn unanswered(&self) -> u64 {
-        self.answered.map_or(self.next_pn.0, |answered| self.next_pn.0.saturating_sub(answered.0))
+        self.highest_answered().map_or(self.next_pn.0, |answered| self.next_pn.0.saturating_sub(answered.0))
     }
 
     /// What our packets are labelled with.
@@ -336,13 +374,16 @@ impl Secure {
         self.other = Some(Box::new(Other::Previous { open, peer_follows, resume_key }));
         self.generation = self.next_generation();
         self.failed = 0;
-        self.first_pn = self.next_pn;
-        self.since = Time::NEVER;
+        self.sealed = 0;
+        self.since_s = 0;
+        if let Some(ciphers) = &mut self.ciphers {
+            ciphers.clear();
+        }
     }
 
     /// Packets sealed in this generation.
     fn sealed(&self) -> u64 {
-        self.next_pn.0 - self.first_pn.0
+        self.sealed.into()
     }
 
     fn key_phase(&self) -> bool {
@@ -350,7 +391,7 @@ impl Secure {
     }
 
     fn pn_len(&self) -> PnLen {
-        self.next_pn.len_on_wire(self.answered)
+        self.next_pn.len_on_wire(self.highest_answered())
     }
 }
 
@@ -522,6 +563,6 @@ mod tests {
 
     #[test]
     fn a_session_at_rest_is_small() {
-        assert!(size_of::<Secure>() <= 232, "{}", size_of::<Secure>());
+        assert!(size_of::<Secure>() <= 216, "{}", size_of::<Secure>());
     }
 }

@@ -36,11 +36,17 @@ pub enum Drop {
     OutputFull,
     /// A hint that repeats no packet of ours.
     BadHint,
+    /// A frame of a type that is unknown, or of no use here; the rest of its packet acts.
+    UnknownFrame,
+    /// Another shard handed it over, and it does not belong here either.
+    WrongShard,
+    /// It belonged to another shard, which had no room for it.
+    ShardFull,
 }
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Drop; 16] = [
+    pub const ALL: [Drop; 19] = [
         Drop::Malformed,
         Drop::Version,
         Drop::Kind,
@@ -57,6 +63,9 @@ impl Drop {
         Drop::HopLimit,
         Drop::OutputFull,
         Drop::BadHint,
+        Drop::UnknownFrame,
+        Drop::WrongShard,
+        Drop::ShardFull,
     ];
 
     /// The reason as the protocol's section 14 names it.
@@ -74,6 +83,9 @@ impl Drop {
             Drop::HopLimit => "hop limit",
             Drop::OutputFull => "output full",
             Drop::BadHint => "bad hint",
+            Drop::UnknownFrame => "unknown frame",
+            Drop::WrongShard => "wrong shard",
+            Drop::ShardFull => "shard full",
             Drop::Malformed | Drop::Version | Drop::Kind | Drop::Replayed => self.name(),
         }
     }
@@ -97,6 +109,9 @@ impl Drop {
             Drop::HopLimit => "hop_limit",
             Drop::OutputFull => "output_full",
             Drop::BadHint => "bad_hint",
+            Drop::UnknownFrame => "unknown_frame",
+            Drop::WrongShard => "wrong_shard",
+            Drop::ShardFull => "shard_full",
         }
     }
 
@@ -126,6 +141,8 @@ pub struct Stats {
     pub cookies: u64,
     /// Hints sent to peers whose packets bore a token that is unknown here.
     pub hints_sent: u64,
+    /// ERROR frames that came: a neighbour could not pass on something of ours.
+    pub errors: u64,
     /// Sessions that were opened anew under their old handle.
     pub recoveries: u64,
     /// Changes of a session's keys.
@@ -134,6 +151,8 @@ pub struct Stats {
     pub moves: u64,
     /// Places that a peer seemed to be at, and did not prove to be.
     pub moves_failed: u64,
+    /// Packets, questions and answers that were handed over to another shard.
+    pub handed_over: u64,
     drops: [u64; Drop::ALL.len()],
 }
 
@@ -148,6 +167,43 @@ impl Stats {
         Drop::ALL.into_iter().map(|why| (why, self.dropped(why)))
     }
 
+    /// Counts what another machine of the same net has counted, too.
+    pub fn add(&mut self, other: &Stats) {
+        // Taken apart, so that none is forgotten.
+        let Stats {
+            datagrams_in,
+            datagrams_out,
+            relayed,
+            relayed_bytes,
+            handshakes,
+            cookies,
+            hints_sent,
+            errors,
+            recoveries,
+            rekeys,
+            moves,
+            moves_failed,
+            handed_over,
+            drops,
+        } = other;
+        let counters = [
+            (&mut self.datagrams_in, datagrams_in),
+            (&mut self.datagrams_out, datagrams_out),
+            (&mut self.relayed, relayed),
+            (&mut self.relayed_bytes, relayed_bytes),
+            (&mut self.handshakes, handshakes),
+            (&mut self.cookies, cookies),
+            (&mut self.hints_sent, hints_sent),
+            (&mut self.errors, errors),
+            (&mut self.recoveries, recoveries),
+            (&mut self.rekeys, rekeys),
+            (&mut self.moves, moves),
+            (&mut self.moves_failed, moves_failed),
+            (&mut self.handed_over, handed_over),
+        ];
+        counters.into_iter().chain(self.drops.iter_mut().zip(drops)).for_each(|(sum, more)| *sum += more);
+    }
+
     pub(crate) fn drop(&mut self, why: Drop) {
         if let Some(count) = self.drops.get_mut(why as usize) {
             *count += 1;
@@ -158,6 +214,16 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_count_everything() {
+        let mut stats = Stats { datagrams_in: 3, handed_over: 4, ..Stats::default() };
+        stats.drop(Drop::ShardFull);
+        let mut sum = stats.clone();
+        sum.add(&stats);
+        assert_eq!((sum.datagrams_in, sum.handed_over, sum.dropped(Drop::ShardFull)), (6, 8, 2));
+        assert_eq!((sum.relayed, sum.dropped(Drop::Malformed)), (0, 0));
+    }
 
     #[test]
     fn each_reason_has_its_own_counter() {

@@ -2,11 +2,12 @@
 //! their timers have passed, and who is served is served all the while. Not a timed test: it counts bytes.
 //!
 //! `M2M_FLOOD_PACKETS` says how many packets of each kind; `cargo xtask flood memory` sends a million.
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use m2m_proto::{
+    coap::{code::Code, option_set::OptionSet},
     config::{Config, Limits},
-    event::{ClaimOutcome, Output},
+    event::{ClaimOutcome, Event, IncomingId, Output},
     id::Id,
     net::Net,
     session::{
@@ -463,4 +464,69 @@ fn requests_that_nobody_answers_are_bounded() {
         target.flood(from, &mut packet);
     }
     target.check("requests", start);
+}
+
+/// Peers that ask and never read an answer: those that leave with the acknowledgement, and those that leave later in
+/// messages of their own, which wait for theirs.
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    let mut target = Target::new();
+    let start = target.live;
+    let mut guests: Vec<Peer> = (0..20)
+        .map(|n| {
+            target.now = target.now + Duration::from_millis(100);
+            Peer::open(&mut target, id(9, n), source(n), n + 100).unwrap()
+        })
+        .collect();
+    let mut late = VecDeque::new();
+    let mut answered = 0;
+    for n in 0..packets() {
+        let guest = &mut guests[n as usize % 20];
+        let mut message = vec![0x44, 0x01];
+        message.extend((n as u16).to_be_bytes());
+        message.extend(n.to_be_bytes());
+        let mut packet = Vec::new();
+        guest.secure.begin(&mut packet);
+        assert!(PlainWriter::new(&mut packet, 1150).push_message(&message));
+        guest.secure.seal(&mut packet);
+        let from = guest.address;
+        target.measured(|net, now| {
+            net.handle_datagram(now, from, &mut packet);
+            answered += answer(net, now, n, &mut late);
+        });
+        target.after_one();
+    }
+    assert!(answered > 20 * limits().open_incoming as u32, "{answered}");
+    target.check("answers", start);
+}
+
+/// Answers every other request at once, and the others when they were acknowledged long ago. How many.
+fn answer(net: &mut Net, now: Time, n: u32, late: &mut VecDeque<(Time, IncomingId)>) -> u32 {
+    let mut due = Vec::new();
+    loop {
+        match net.poll_output(now) {
+            Output::Timeout(_) => break,
+            Output::Datagram { bytes, .. } => net.recycle(bytes),
+            Output::Event(Event::Request { incoming, message, .. }) => {
+                net.recycle(message);
+                allocation_counter::opt_out(|| {
+                    if n.is_multiple_of(2) {
+                        due.push(incoming);
+                    } else {
+                        late.push_back((now + Duration::from_millis(100), incoming));
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+    while let Some((_, incoming)) = late.pop_front_if(|(at, _)| *at <= now) {
+        allocation_counter::opt_out(|| due.push(incoming));
+    }
+    let count = due.len() as u32;
+    for incoming in due {
+        // Those whose session has ended are void.
+        let _ = net.respond(now, incoming, Code::CONTENT, &OptionSet::new(), &[7; 1000]);
+    }
+    count
 }

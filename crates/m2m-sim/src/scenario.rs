@@ -5,7 +5,7 @@
 //!  0 ─── chaos: faults, requests, deaths, attacks ─── quiet: all are registered again, ─── proof ─── sessions closed: ─── end
 //!        up to 90 s                                   all requests end; 60 s               40 s      only hosts' stay; 420 s
 //! ```
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use m2m_proto::{
     coap::code::Code,
@@ -147,6 +147,8 @@ struct Run<'a> {
     /// By net.
     sessions: Vec<Vec<Known>>,
     probes: Vec<proof::Probe>,
+    /// Nets whose net key was changed from afar.
+    given_keys: BTreeSet<NetIndex>,
     begun: Time,
 }
 
@@ -163,6 +165,7 @@ impl<'a> Run<'a> {
             next_act: 0,
             asked: BTreeMap::new(),
             probes: Vec::new(),
+            given_keys: BTreeSet::new(),
         }
     }
 
@@ -187,6 +190,7 @@ impl<'a> Run<'a> {
         config.suites.clone_from(&plan.suites);
         config.registry = plan.is_host;
         config.relay = config.registry;
+        config.allow_key_change = true;
         config
     }
 
@@ -288,6 +292,15 @@ impl<'a> Run<'a> {
             if has_host && self.is_clean() && self.is_alive(guest) && !self.world.net(guest).is_registered() {
                 let guest = guest.0;
                 self.violation(format!("net {guest} is not registered {SETTLED:?} after all was well again"));
+            } else if has_host && self.is_clean() && self.is_alive(guest) {
+                let preferred = self.plan.net(guest).and_then(|plan| plan.hosts.first()).copied();
+                let used = self.world.net(guest).registered_with();
+                if used != preferred.map(id_of) {
+                    let guest = guest.0;
+                    self.violation(format!(
+                        "net {guest} is registered with {used:?}, not with the host it prefers"
+                    ));
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use m2m_proto::{
-    config::Config,
+    config::{Config, PreviousKey},
     event::{ClaimRequest, Event, Output},
     id::Id,
     net::{HostConfig, Net},
@@ -19,6 +19,7 @@ use crate::{bottleneck::Bottleneck, watch::Watch};
 
 mod link;
 mod member;
+mod shards;
 
 pub use link::{Faults, Meddle, Meddler, Prey};
 pub use member::{Member, Nat, SOCKET_BUFFER};
@@ -56,6 +57,7 @@ enum Coming {
     /// The answer of a store that takes its time.
     Stored {
         net: NetIndex,
+        shard: u8,
         life: u32,
         request: ClaimRequest,
     },
@@ -195,6 +197,10 @@ impl World {
         member.lag = Duration::ZERO;
         member.suspended = None;
         config.last_epoch = member.epoch;
+        if let Some(key) = &member.kept_key {
+            let before = core::mem::replace(&mut config.key, key.clone());
+            config.previous_key = Some(PreviousKey { key: before, grace: config.timers.key_grace });
+        }
         // A net's randomness depends on nothing that the others do.
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -203,14 +209,19 @@ impl World {
         let mut net = Net::new(config, seed, self.now);
         net.set_unix_time(self.now, member.unix_ms(self.now));
         member.net = Some(net);
+        member.others.clear();
+        member.handed.clear();
         self.watch.forget(index);
         self.pump(index);
     }
 
     /// Takes a net down without a word (kill -9).
     pub fn kill(&mut self, index: NetIndex) {
-        self.members[index.0].net = None;
-        self.members[index.0].suspended = None;
+        let member = &mut self.members[index.0];
+        member.net = None;
+        member.others.clear();
+        member.handed.clear();
+        member.suspended = None;
     }
 
     /// Counts one more of these.
@@ -278,16 +289,14 @@ impl World {
             member.lag += now.since(since);
         }
         let local = member.local(now);
-        if !datagrams_first && let Some(net) = member.net.as_mut() {
-            net.handle_timeout(local);
+        if !datagrams_first && member.net.is_some() {
+            member.machines().for_each(|net| net.handle_timeout(local));
             self.pump(index);
         }
         for Held { from, bytes, genuine } in buffer {
             self.arrive(index, from, bytes, genuine);
         }
-        if let Some(net) = self.members[index.0].net.as_mut() {
-            net.handle_timeout(local);
-        }
+        self.members[index.0].machines().for_each(|net| net.handle_timeout(local));
         self.pump(index);
     }
 
@@ -297,9 +306,7 @@ impl World {
         let member = &mut self.members[index.0];
         member.clock_error_ms = error_ms;
         let (local, unix_ms) = (member.local(now), member.unix_ms(now));
-        if let Some(net) = member.net.as_mut() {
-            net.set_unix_time(local, unix_ms);
-        }
+        member.machines().for_each(|net| net.set_unix_time(local, unix_ms));
         self.pump(index);
     }
 
@@ -338,61 +345,83 @@ impl World {
 
     /// Carries out what a net wants done, and says how much that was.
     pub fn pump(&mut self, index: NetIndex) -> usize {
-        for done in 0..MAX_OUTPUTS {
+        let mut done = 0;
+        loop {
+            let mut until = Time::NEVER;
+            for shard in 0..self.members[index.0].shards() {
+                let Some(next) = self.pump_shard(index, shard, &mut done) else { return done };
+                until = until.min(next);
+            }
+            if self.hand_over(index) {
+                continue;
+            }
+            let member = &mut self.members[index.0];
+            let until = until + member.lag;
+            if until != member.wake && member.net.is_some() {
+                member.wake = until;
+                self.timers.push(Reverse((until, index)));
+            }
+            return done;
+        }
+    }
+
+    /// The same for one of its machines; says when it wants to be woken, if it gets time at all.
+    fn pump_shard(&mut self, index: NetIndex, shard: u8, done: &mut usize) -> Option<Time> {
+        while *done < MAX_OUTPUTS {
             let now = self.now;
             let member = &mut self.members[index.0];
             let local = member.local(now);
-            let Some(net) = member.net.as_mut().filter(|_| member.suspended.is_none()) else { return done };
-            match net.poll_output(local) {
+            if member.suspended.is_some() {
+                return None;
+            }
+            match member.machine(shard)?.poll_output(local) {
                 Output::Datagram { to, bytes } => {
                     self.launch(index, to, &bytes);
-                    self.net(index).recycle(bytes);
+                    self.members[index.0].machine(shard)?.recycle(bytes);
                 }
                 Output::Event(event) => member.events.push_back((now, event)),
-                Output::Claim(request) => self.ask_store(index, request),
+                Output::Claim(request) => self.ask_store(index, shard, request),
                 Output::SaveEpoch(epoch) if !member.disk_full => member.epoch = epoch,
                 Output::SaveEpoch(_) => {}
                 Output::StoreKey(key) => {
                     let (session, ok, answers) = (key.session, !member.disk_full, !member.slow_keys);
+                    if ok && answers {
+                        member.kept_key = NetKey::new(&key.bytes).ok();
+                    }
                     member.keys.push(key);
                     if answers {
-                        self.net(index).key_stored(local, session, ok);
+                        member.machine(shard)?.key_stored(local, session, ok);
                     }
                 }
-                Output::Handover { shard, .. } => panic!("the world has no shard {shard}"),
-                Output::Timeout(until) => {
-                    let until = until + member.lag;
-                    if until != member.wake {
-                        member.wake = until;
-                        self.timers.push(Reverse((until, index)));
-                    }
-                    return done;
-                }
+                Output::Handover { shard: to, handed } => member.handed.push_back((to, handed)),
+                Output::Timeout(until) => return Some(until),
             }
+            *done += 1;
         }
         panic!("net {} has more than {MAX_OUTPUTS} things to do at once", index.0);
     }
 
-    fn ask_store(&mut self, net: NetIndex, request: ClaimRequest) {
+    fn ask_store(&mut self, net: NetIndex, shard: u8, request: ClaimRequest) {
         let now = self.now;
         let member = &mut self.members[net.0];
         if member.store_delay == Duration::ZERO {
             let (outcome, local) = (member.claim(&request, now), member.local(now));
-            return self.net(net).claim_checked(local, request.session, outcome);
+            let machine = member.machine(shard).expect("it has just asked");
+            return machine.claim_checked(local, request.session, outcome);
         }
         let (at, life) = (now + member.store_delay, member.lives);
         self.sent += 1;
-        self.coming.insert((at, self.sent), Coming::Stored { net, life, request });
+        self.coming.insert((at, self.sent), Coming::Stored { net, shard, life, request });
         self.count("late answers of a store");
     }
 
     /// A store is done; whoever asked may be gone.
-    fn stored(&mut self, net: NetIndex, life: u32, request: &ClaimRequest) {
+    fn stored(&mut self, net: NetIndex, shard: u8, life: u32, request: &ClaimRequest) {
         let now = self.now;
         let member = &mut self.members[net.0];
         let (outcome, local) = (member.claim(request, now), member.local(now));
         if member.lives == life
-            && let Some(machine) = member.net.as_mut()
+            && let Some(machine) = member.machine(shard)
         {
             machine.claim_checked(local, request.session, outcome);
             self.pump(net);
@@ -416,8 +445,8 @@ impl World {
         let (_, coming) = self.coming.pop_first()?;
         let flying = match coming {
             Coming::Datagram(flying) => flying,
-            Coming::Stored { net, life, request } => {
-                self.stored(net, life, &request);
+            Coming::Stored { net, shard, life, request } => {
+                self.stored(net, shard, life, &request);
                 return Some(net);
             }
         };
@@ -450,7 +479,8 @@ impl World {
             return;
         }
         let local = member.local(now);
-        if let Some(net) = member.net.as_mut() {
+        let socket = member.socket_of(from);
+        if let Some(net) = member.machine(socket) {
             self.watch.received(now, index, from, &bytes, genuine);
             net.handle_datagram(local, from, &mut bytes);
         }
@@ -467,8 +497,10 @@ impl World {
         }
         member.wake = Time::NEVER;
         let local = member.local(now);
-        let Some(net) = member.net.as_mut().filter(|_| member.suspended.is_none()) else { return };
-        net.handle_timeout(local);
+        if member.net.is_none() || member.suspended.is_some() {
+            return;
+        }
+        member.machines().for_each(|net| net.handle_timeout(local));
         let done = self.pump(index);
         self.watch.woken(now, index, done);
     }

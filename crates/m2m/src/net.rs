@@ -6,7 +6,7 @@
 //!  batched  several of them in one call    egress  datagrams that leave together
 //!  events   whom it concerns               waiting who waits for an answer
 //!  hosts    names that are looked up       handlers  requests of others
-//!                                          store   claims and epochs, on the disk
+//!  shards   several machines on one port   store   claims and epochs, on the disk
 //! ```
 #[cfg(target_os = "linux")]
 mod batched;
@@ -22,6 +22,7 @@ mod handlers;
 mod hosts;
 mod news;
 mod remote_key;
+mod shards;
 pub(crate) mod shared;
 mod socket;
 mod store;
@@ -52,6 +53,7 @@ use crate::{
     peer::Target,
     session::{Path, Standing},
 };
+use shards::Shards;
 use shared::{Shared, State, Waiter};
 
 /// How long a host may take to say whether a net is online.
@@ -67,14 +69,14 @@ const MAX_ADDRESSES: usize = 4;
 pub struct Net(Arc<Handle>);
 
 struct Handle {
-    shared: Arc<Shared>,
+    shards: Shards,
     key: Key,
     address: SocketAddr,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        close(&self.shared);
+        self.shards.all().iter().for_each(close);
     }
 }
 
@@ -84,13 +86,18 @@ impl Net {
         NetBuilder::new(id, key)
     }
 
-    fn new(shared: Arc<Shared>, key: Key, address: SocketAddr) -> Net {
-        Net(Arc::new(Handle { shared, key, address }))
+    fn new(shards: Shards, key: Key, address: SocketAddr) -> Net {
+        Net(Arc::new(Handle { shards, key, address }))
+    }
+
+    /// The shard that does what one has to do for all: the host's, for instance.
+    fn shared(&self) -> &Arc<Shared> {
+        self.0.shards.first()
     }
 
     /// Its id.
     pub fn id(&self) -> Id {
-        self.0.shared.id
+        self.shared().id
     }
 
     /// Where it listens.
@@ -122,10 +129,10 @@ impl Net {
         for address in addresses.iter().take(MAX_ADDRESSES) {
             let peer = Peer { target: Target::At(id, *address), ..wanted.clone() };
             // A session does not keep its net open, nor may an attempt.
-            let (shared, own_key) = (self.0.shared.clone(), self.0.key.clone());
+            let (shards, own_key) = (self.0.shards.clone(), self.0.key.clone());
             attempts.spawn(async move {
                 sleep(delay).await;
-                let session = dial(&shared, &own_key, peer)?;
+                let session = dial(&shards, &own_key, peer)?;
                 session.up().await.map(|()| session)
             });
             delay += NEXT_ADDRESS;
@@ -147,12 +154,12 @@ impl Net {
     /// `Configuration`: no host for a peer known by its id only, a name that must be looked up first (use
     /// [`Net::connect`]), a key that does not fit. `Refused`: too many sessions. `Closed`.
     pub fn dial(&self, peer: Peer) -> Result<Session, Error> {
-        dial(&self.0.shared, &self.0.key, peer)
+        dial(&self.0.shards, &self.0.key, peer)
     }
 
     /// The newest session that this peer opened to this net, for requests of our own in it. Dropping it closes nothing.
     pub fn session(&self, peer: Id) -> Option<Session> {
-        let shared = &self.0.shared;
+        let shared = self.0.shards.of(peer);
         let session = *shared.look().accepted.get(&peer)?.last()?;
         Session::look_at(shared, session)
     }
@@ -163,12 +170,9 @@ impl Net {
     /// # Errors
     /// `Configuration`: another router is in use.
     pub fn serve(&self, router: Router) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let serving = Serving::start(&self.0.shared, router);
+        let serving = Serving::start(&self.0.shards, router);
         async move {
-            let serving = serving?;
-            let mut ended = serving.shared.ended.subscribe();
-            // It can't fail: we hold the sender.
-            let _ = ended.wait_for(|ended| *ended).await;
+            serving?.shards.ended().await;
             Ok(())
         }
     }
@@ -178,7 +182,7 @@ impl Net {
     /// # Errors
     /// `Unreachable`: no host answered. `Refused`: it does not tell, or not now. `Configuration`: there is no host.
     pub async fn online(&self, id: Id) -> Result<bool, Error> {
-        let shared = &self.0.shared;
+        let shared = self.shared();
         let (waiter, found) = oneshot::channel();
         let asked = shared.with(|state, now| {
             state.check_open()?;
@@ -208,12 +212,12 @@ impl Net {
 
     /// How it stands with its host now.
     pub fn host(&self) -> HostState {
-        self.0.shared.host.borrow().clone()
+        self.shared().host.borrow().clone()
     }
 
     /// How it stands with its host, from now on.
     pub fn watch_host(&self) -> watch::Receiver<HostState> {
-        self.0.shared.host.subscribe()
+        self.shared().host.subscribe()
     }
 
     /// Waits until the net is registered with its host, however long that takes.
@@ -221,7 +225,7 @@ impl Net {
     /// # Errors
     /// `Refused`: the host said no. `Configuration`: there is no host. `Closed`.
     pub async fn registered(&self) -> Result<(), Error> {
-        let shared = &self.0.shared;
+        let shared = self.shared();
         let mut host = shared.host.subscribe();
         loop {
             // Cloned: the state's lock must not be taken while the watch is.
@@ -248,42 +252,39 @@ impl Net {
 
     /// What happens to it from now on. Who falls 256 events behind misses the oldest.
     pub fn events(&self) -> broadcast::Receiver<NetEvent> {
-        self.0.shared.news.subscribe()
+        self.shared().news.subscribe()
     }
 
     /// Counters since it was opened.
     pub fn stats(&self) -> Stats {
-        self.0.shared.look().machine.stats().clone()
+        self.0.shards.stats()
     }
 
     /// Datagrams that the system refused to send (no route, and the like).
     pub fn send_errors(&self) -> u64 {
-        self.0.shared.look().egress.errors()
+        self.0.shards.sum(|shared| shared.look().egress.errors())
     }
 
     /// Handshakes of others that wait for the first packet of the session.
     pub fn half_open(&self) -> usize {
-        self.0.shared.look().machine.half_open()
+        self.0.shards.count(|machine| machine.half_open())
     }
 
     /// Nets registered here.
     pub fn registrations(&self) -> usize {
-        self.0.shared.look().machine.registrations()
+        self.0.shards.count(|machine| machine.registrations())
     }
 
     /// Sessions that live here, those being opened and closed included.
     pub fn sessions(&self) -> usize {
-        self.0.shared.look().machine.sessions()
+        self.0.shards.count(|machine| machine.sessions())
     }
 
     /// Closes the net in good order: answers that are being made get up to a second, peers are told, the socket is
     /// closed when this returns. Once begun it goes on to its end, even if the future is dropped.
     pub async fn shutdown(&self) {
-        let shared = &self.0.shared;
-        begin_shutdown(shared);
-        let mut ended = shared.ended.subscribe();
-        // It can't fail: we hold the sender.
-        let _ = ended.wait_for(|ended| *ended).await;
+        self.0.shards.all().iter().for_each(begin_shutdown);
+        self.0.shards.ended().await;
     }
 }
 
@@ -316,7 +317,7 @@ fn close(shared: &Arc<Shared>) {
     shared.with(|state, now| state.close(shared, now));
 }
 
-fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Error> {
+fn dial(shards: &Shards, own_key: &Key, peer: Peer) -> Result<Session, Error> {
     let (id, route) = match &peer.target {
         Target::Id(id) => (*id, Route::Host),
         Target::At(id, address) => (*id, Route::Direct(socket::unmapped(*address))),
@@ -326,7 +327,8 @@ fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Erro
         }
     };
     let key = peer.key.as_ref().unwrap_or(own_key);
-    let (peer_key, id) = key.to_peer_key(shared.id, id)?;
+    let (peer_key, id) = key.to_peer_key(shards.first().id, id)?;
+    let shared = shards.of(id);
     let target = peer.target;
     let opened = shared.with(|state, now| -> Result<(SessionId, watch::Receiver<Standing>), Error> {
         state.check_open()?;
@@ -353,32 +355,35 @@ fn dial(shared: &Arc<Shared>, own_key: &Key, peer: Peer) -> Result<Session, Erro
 
 /// A router in use; dropped, it is out of use.
 struct Serving {
-    shared: Arc<Shared>,
+    shards: Shards,
     router: Arc<Router>,
 }
 
 impl Serving {
-    fn start(shared: &Arc<Shared>, router: Router) -> Result<Serving, Error> {
-        let router = Arc::new(router);
-        let installed = shared.with(|state, _| {
-            state.check_open()?;
-            if state.router.is_some() {
-                return Err(Error::new(ErrorKind::Configuration, "this net serves a router already"));
-            }
-            state.install(&router);
-            Ok(())
-        });
-        installed.map(|()| Serving { shared: shared.clone(), router })
+    fn start(shards: &Shards, router: Router) -> Result<Serving, Error> {
+        // Dropped after a failure, it takes the router out of those that have it already.
+        let serving = Serving { shards: shards.clone(), router: Arc::new(router) };
+        for shared in shards.all() {
+            shared.with(|state, _| {
+                state.check_open()?;
+                if state.router.is_some() {
+                    let text = "this net serves a router already";
+                    return Err(Error::new(ErrorKind::Configuration, text));
+                }
+                state.install(&serving.router);
+                Ok(())
+            })?;
+        }
+        Ok(serving)
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        let ours = {
-            let mut state = self.shared.look();
-            state.router.take_if(|router| Arc::ptr_eq(router, &self.router))
-        };
-        // Outside of the lock: handlers may hold handles of this net.
-        drop(ours);
+        for shared in self.shards.all() {
+            let ours = shared.look().router.take_if(|router| Arc::ptr_eq(router, &self.router));
+            // Outside of the lock: handlers may hold handles of this net.
+            drop(ours);
+        }
     }
 }

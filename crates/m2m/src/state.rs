@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::keyfile::{decode_hex, push_hex};
 
-pub use claims::{Claim, ClaimOutcome, Claims};
+pub use claims::{Claim, ClaimOutcome, Claims, Edits};
 pub(crate) use netkey::KeptKey;
 
 const LOCK: &str = "lock";

@@ -48,11 +48,13 @@ pub(crate) fn of(net: &Net) -> (String, Value) {
         ("send_errors", net.send_errors()),
         ("relayed", stats.relayed),
         ("relayed_bytes", stats.relayed_bytes),
+        ("handed_over", stats.handed_over),
     ];
     let life = [
         ("handshakes", stats.handshakes),
         ("cookies", stats.cookies),
         ("hints", stats.hints_sent),
+        ("errors", stats.errors),
         ("recoveries", stats.recoveries),
         ("rekeys", stats.rekeys),
         ("moves", stats.moves),

@@ -22,6 +22,7 @@ pub(super) async fn run(settings: &Settings, output: Output, args: &Server) -> R
     if let Some(seconds) = args.max_router_tm {
         builder = builder.max_router_tm(Duration::from_secs_f64(seconds));
     }
+    let builder = builder.shards(args.shards.or(settings.shards).unwrap_or(1));
     let builder = builder.strict(args.strict).allow_key_change(args.allow_key_change);
     let net = builder.open().await?;
     // It has no resources, and says so at once.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::parse_endpoint;
-use crate::args::{parse_id, parse_public, parse_seconds};
+use crate::args::{parse_id, parse_public, parse_seconds, parse_shards};
 use crate::exit::Failure;
 
 /// The file as it is written.
@@ -25,6 +25,7 @@ struct Raw {
     state_dir: Option<PathBuf>,
     timeout: Option<Spanned<Seconds>>,
     json: Option<bool>,
+    shards: Option<Spanned<Shards>>,
     #[serde(default)]
     peers: BTreeMap<Spanned<String>, Spanned<RawPeer>>,
 }
@@ -78,6 +79,14 @@ enum Seconds {
     Fraction(f64),
 }
 
+/// A number, or "auto".
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "write a number, or \"auto\"")]
+enum Shards {
+    Count(u32),
+    Word(String),
+}
+
 /// What the file says, each value checked, paths relative to the file's folder made whole.
 #[derive(Default)]
 pub(super) struct Checked {
@@ -89,6 +98,7 @@ pub(super) struct Checked {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) timeout: Option<f64>,
     pub(super) json: Option<bool>,
+    pub(super) shards: Option<u8>,
     pub(super) peers: BTreeMap<String, Alias>,
 }
 
@@ -124,6 +134,11 @@ fn parse(path: &Path, text: &str) -> Result<Checked, Failure> {
         Seconds::Fraction(fraction) => fraction.to_string(),
     };
     let timeout = raw.timeout.map(|timeout| Spanned::new(timeout.span(), seconds(&timeout)));
+    let count = |text: &Spanned<Shards>| match text.as_ref() {
+        Shards::Count(count) => count.to_string(),
+        Shards::Word(word) => word.clone(),
+    };
+    let shards = raw.shards.map(|shards| Spanned::new(shards.span(), count(&shards)));
     Ok(Checked {
         id: document.check("id", raw.id, parse_id)?,
         key_file: beside(raw.key_file),
@@ -135,6 +150,7 @@ fn parse(path: &Path, text: &str) -> Result<Checked, Failure> {
         state_dir: beside(raw.state_dir),
         timeout: document.check("timeout", timeout, parse_seconds)?,
         json: raw.json,
+        shards: document.check("shards", shards, parse_shards)?,
         peers: raw.peers.into_iter().map(|peer| document.alias(peer)).collect::<Result<_, _>>()?,
     })
 }
@@ -239,6 +255,8 @@ mod tests {
             ("[peers]\nkitchen = { pin = \"0a\" }\n", 2, "a peer is"),
             ("[peers]\nkitchen = { peer = \"2\", pni = \"0a\" }\n", 2, "a peer is"),
             ("id = \"1\"\nid = \"2\"\n", 2, "duplicate"),
+            ("shards = 0\n", 1, "1 to 128"),
+            ("shards = \"many\"\n", 1, "auto"),
         ];
         for (text, line, word) in cases {
             let message = refused(text);
@@ -255,6 +273,14 @@ mod tests {
         assert_eq!(checked.key_file, Some("/etc/a.key".into()));
         assert_eq!(checked.state_dir, Some("/var/m2m".into()));
         assert_eq!(checked.timeout, Some(2.5));
+    }
+
+    #[test]
+    fn shards_are_a_number_or_as_many_as_there_are_cores() {
+        let shards = |text: &str| parse(Path::new("m2m.toml"), text).unwrap().shards;
+        assert_eq!(shards("shards = 3\n"), Some(3));
+        assert!(shards("shards = \"auto\"\n") >= Some(1));
+        assert_eq!(shards("shards = \"3\"\n"), Some(3));
     }
 
     #[test]

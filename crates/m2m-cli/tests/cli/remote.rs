@@ -58,7 +58,7 @@ fn the_counters_are_words_for_people() {
     assert!(lines[1].starts_with("m2m: datagrams in 0, datagrams out 0, "), "{lines:?}");
     assert_eq!(
         lines[2],
-        "m2m: handshakes 0, cookies 0, hints 0, recoveries 0, rekeys 0, moves 0, moves failed 0"
+        "m2m: handshakes 0, cookies 0, hints 0, errors 0, recoveries 0, rekeys 0, moves 0, moves failed 0"
     );
     assert!(lines[3].starts_with("m2m: dropped: malformed 0, version 0, kind 0, not mine 0, "), "{lines:?}");
     assert!(lines[3].contains(", hop limit 0, output full 0"), "{lines:?}");
@@ -158,5 +158,65 @@ fn a_strict_host_registers_who_is_listed() {
     // Forgotten again, it is not taken any more once it comes anew.
     assert_eq!(claims(&["forget", "5", "--json"]).objects()[0]["was_claimed"], true);
     assert!(why(&node("5", "five")).contains("listed devices only"));
+    // Whoever has no id of its own hears what that host wants of it.
+    let random =
+        ["send", "2", "hi", "--host", &at, "--host-key-file", "host.key", "--peer-key-file", "dev.key"];
+    world.run(&random).fails(1, &["a random id is none", "--id"]);
+    // One that is registered is not waited for: it goes.
+    assert_eq!(claims(&["forget", "2"]).code, Some(0));
+    assert!(why(&device).contains("listed devices only"));
+}
+
+/// Whoever is registered and loses the claim to its id is told within a second, not at its next start.
+#[test]
+fn a_claim_that_is_given_to_another_ends_a_running_registration() {
+    let world = World::new();
+    let host = world.host();
+    let device = world.device(&host, &["--echo"]);
+    world.app(&host, &["send", "2", "hi"]).ok();
+    let claims = |words: &[&str]| world.run(&[&["server", "claims", "--state-dir", "host"], words].concat());
+    // A change that concerns others, and one that changes nothing, end nothing.
+    assert_eq!(claims(&["forget", "7"]).code, Some(0));
+    let own = world.run(&["id", "--id", "2", "--key-file", "dev.key", "--json"]).objects();
+    assert_eq!(claims(&["pin", "2", own[0]["device"].as_str().unwrap()]).code, Some(0));
+    std::thread::sleep(Duration::from_millis(2_500));
+    world.app(&host, &["online", "2"]).ok();
+
+    assert_eq!(claims(&["pin", "2", &"5a".repeat(32)]).code, Some(0));
+    let patience = Duration::from_secs(20);
+    assert!(
+        device.wait_for_within("host_disconnected", patience)["why"].as_str().unwrap().contains("refused")
+    );
+    let why = device.wait_for_within("host_refused", patience);
+    assert!(why["why"].as_str().unwrap().contains("claimed by another key"), "{why}");
+    world.app(&host, &["online", "2"]).fails(3, &[]);
+}
+
+/// A person waits for a command: it asks the second host after three seconds.
+#[test]
+fn a_command_whose_first_host_is_dead_asks_the_second_soon() {
+    let world = World::new();
+    let host = world.host();
+    let device = world.device(&host, &["--echo"]);
+    // It takes what comes, and answers nothing.
+    let dead = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (first, second) = (format!("9@{}", dead.local_addr().unwrap()), format!("1@{}", host.address));
+    let hosts =
+        ["--host", &first, "--host", &second, "--host-key-file", "host.key", "--host-key-file", "host.key"];
+    let words = [&["send", "2", "hi", "--timeout", "7", "--peer-key-file", "dev.key"], &hosts[..]].concat();
+    world.run(&words).ok();
+    drop(device);
+}
+
+#[test]
+fn a_key_change_under_a_wrong_key_says_so() {
+    let world = World::new();
+    let host = world.host();
+    let device = world.device(&host, &["--echo", "--allow-key-change"]);
+    world.run(&["keygen", "-o", "new.key"]).ok();
+    let at = format!("1@{}", host.address);
+    let words =
+        ["key", "set", "2", "--new-key-file", "new.key", "--peer-key-file", "app.key", "--timeout", "6"];
+    world.run(&[&words[..], &["--host", &at, "--host-key-file", "host.key"]].concat()).fails(6, &["key"]);
     drop(device);
 }

@@ -26,11 +26,16 @@ pub(crate) struct Ended {
 
 impl World {
     pub(crate) fn new() -> World {
-        let world = World { folder: tempfile::tempdir().expect("no folder for the test") };
+        let world = World::without_keys();
         for key in ["host.key", "dev.key", "app.key"] {
             world.run(&["keygen", "-o", key]).ok();
         }
         world
+    }
+
+    /// An empty home folder.
+    pub(crate) fn without_keys() -> World {
+        World { folder: tempfile::tempdir().expect("no folder for the test") }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

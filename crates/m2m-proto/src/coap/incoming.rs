@@ -40,7 +40,7 @@ pub(super) enum Seen {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Ring {
     /// By Message ID modulo W; meaningless without `newest`.
-    marks: [u64; MID_WINDOW / 64],
+    marks: [u32; MID_WINDOW / 32],
     newest: Option<Mid>,
 }
 
@@ -75,7 +75,7 @@ impl Ring {
     fn advance(&mut self, newest: Mid, mid: Mid) {
         let steps = mid.since(newest);
         if usize::from(steps) >= MID_WINDOW {
-            self.marks = [0; MID_WINDOW / 64];
+            self.marks = [0; MID_WINDOW / 32];
         } else {
             for step in 1..=steps {
                 let (word, bit) = place(newest.plus(step));
@@ -93,9 +93,9 @@ fn is_after(mid: Mid, other: Mid) -> bool {
     (1..0x8000).contains(&mid.since(other))
 }
 
-fn place(mid: Mid) -> (usize, u64) {
+fn place(mid: Mid) -> (usize, u32) {
     let at = ring_index(mid);
-    (at / 64, 1 << (at % 64))
+    (at / 32, 1 << (at % 32))
 }
 
 fn ring_index(mid: Mid) -> usize {

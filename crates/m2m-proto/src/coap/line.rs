@@ -206,6 +206,16 @@ impl Line {
         Ok(Some(mid))
     }
 
+    /// False if [`Line::poll_message`] would find nothing. True is no promise that the window lets it leave.
+    pub fn has_next(&mut self) -> bool {
+        let Some(busy) = &mut self.busy else { return false };
+        if !busy.ready.is_empty() || busy.outgoing.has_next() {
+            return true;
+        }
+        busy.congestion.drained();
+        false
+    }
+
     /// The next message to leave. The same one again until [`Line::sent_in`] says that it has.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Outbound<'_>> {
         loop {
@@ -334,7 +344,10 @@ impl Line {
 
     /// Takes a round trip into account that others measured in this session.
     pub fn add_round_trip(&mut self, now: Time, round_trip: Duration) {
-        self.rtt.sample(now, round_trip);
+        self.rtt.sample(round_trip);
+        if let Some(busy) = &mut self.busy {
+            busy.measured_at = now;
+        }
     }
 
     /// Something came from the peer: it is there, so what has been repeated into silence need not go on doubling its
@@ -354,7 +367,11 @@ impl Line {
         while let Some(mid) = busy.outgoing.first_due(self.next_mid, cx.now) {
             let Some(open) = busy.outgoing.get_mut(self.next_mid, mid) else { break };
             unanswered |= open.transmissions > UNANSWERED_RETRANSMISSIONS;
-            self.rtt.timed_out(open.first_sent, open.transmissions);
+            // If samples came in since then, it was lost, and what leaves next needs no longer timeout: unlike TCP's
+            // segments, the messages of many exchanges don't wait for each other.
+            if busy.measured_at <= open.first_sent {
+                self.rtt.timed_out(open.transmissions);
+            }
             busy.congestion.timed_out(cx.now, open.last_sent, self.rtt.backoff());
             if open.transmissions <= cx.config.max_retransmit || busy.is_patient {
                 if self.rtt.backoff() == 0 {

@@ -1,5 +1,5 @@
 //! When to send again: RFC 6298's estimate of the round trip, in the place of RFC 7252's fixed 2 seconds.
-use crate::time::{Duration, Time};
+use crate::time::Duration;
 
 /// Timeout before the first sample (RFC 7252 section 4.8 ACK_TIMEOUT).
 pub const INITIAL_RTO: Duration = Duration::from_secs(2);
@@ -11,8 +11,10 @@ pub const MAX_RTO: Duration = Duration::from_secs(60);
 /// Retransmissions before giving up (RFC 7252 section 4.8 MAX_RETRANSMIT).
 pub const MAX_RETRANSMIT: u8 = 4;
 
-/// Smoothed round trip and its variation, in microseconds. Small, for a net may keep a million of them.
+/// Smoothed round trip and its variation, in microseconds. Small, for a net may keep a million of them: packed, or a
+/// quarter of it would be padding.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(Rust, packed)]
 pub struct RttEstimator {
     /// 0 = no sample yet.
     smoothed: u32,
@@ -20,13 +22,11 @@ pub struct RttEstimator {
     /// Doublings that stay in force until a sample (RFC 6298 section 5.5 to 5.7). Without them a round trip that grew
     /// beyond the timeout would never be measured: by Karn's rule, no message that was sent twice gives a sample.
     backoff: u8,
-    last_sample: Time,
 }
 
 impl RttEstimator {
     /// Takes a round trip into account. The caller keeps Karn's rule: only of what was sent once.
-    pub fn sample(&mut self, now: Time, round_trip: Duration) {
-        self.last_sample = now;
+    pub fn sample(&mut self, round_trip: Duration) {
         let sample = u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX).max(1);
         self.backoff = 0;
         if self.smoothed == 0 {
@@ -40,13 +40,9 @@ impl RttEstimator {
         self.smoothed = ((7 * u64::from(self.smoothed) + u64::from(sample)) / 8).max(1) as u32;
     }
 
-    /// Says that what left at `first_sent` timed out for the `attempts`th time. If samples came in since then, it was
-    /// lost, and what leaves next needs no longer timeout: unlike TCP's segments, the messages of many exchanges
-    /// don't wait for each other.
-    pub fn timed_out(&mut self, first_sent: Time, attempts: u8) {
-        if self.last_sample <= first_sent {
-            self.backoff = self.backoff.max(attempts);
-        }
+    /// Says that what left since the last sample timed out for the `attempts`th time.
+    pub fn timed_out(&mut self, attempts: u8) {
+        self.backoff = self.backoff.max(attempts);
     }
 
     /// Timeouts of one message since it left, if nothing was measured in the meantime.
@@ -96,18 +92,14 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    const fn at(secs: u64) -> Time {
-        Time::from_micros(secs * 1_000_000)
-    }
-
     #[test]
     fn follows_rfc_6298() {
         let mut rtt = RttEstimator::default();
         assert_eq!((rtt.smoothed(), rtt.rto(INITIAL_RTO)), (None, INITIAL_RTO));
-        rtt.sample(at(1), ms(100));
+        rtt.sample(ms(100));
         // SRTT 100, RTTVAR 50.
         assert_eq!(rtt.rto(INITIAL_RTO), ms(300));
-        rtt.sample(at(2), ms(200));
+        rtt.sample(ms(200));
         // RTTVAR (3 * 50 + 100) / 4 = 62.5; SRTT (7 * 100 + 200) / 8 = 112.5.
         assert_eq!(rtt.smoothed(), Some(Duration::from_micros(112_500)));
         assert_eq!(rtt.rto(INITIAL_RTO), Duration::from_micros(362_500));
@@ -116,30 +108,29 @@ mod tests {
     #[test]
     fn stays_within_its_bounds() {
         let mut rtt = RttEstimator::default();
-        (0..50).for_each(|_| rtt.sample(at(1), Duration::ZERO));
+        (0..50).for_each(|_| rtt.sample(Duration::ZERO));
         assert_eq!(rtt.rto(INITIAL_RTO), MIN_RTO);
-        (0..50).for_each(|_| rtt.sample(at(1), Duration::from_secs(1_000_000)));
+        (0..50).for_each(|_| rtt.sample(Duration::from_secs(1_000_000)));
         assert_eq!(rtt.rto(INITIAL_RTO), MAX_RTO);
-        rtt.timed_out(at(1), 255);
+        rtt.timed_out(255);
         assert_eq!(rtt.rto(INITIAL_RTO), MAX_RTO);
     }
 
     #[test]
     fn a_timeout_doubles_until_a_sample() {
         let mut rtt = RttEstimator::default();
-        rtt.sample(at(1), ms(100));
-        rtt.timed_out(at(1), 2);
-        rtt.timed_out(at(2), 1);
+        rtt.sample(ms(100));
+        rtt.timed_out(2);
+        rtt.timed_out(1);
         assert_eq!(rtt.rto(INITIAL_RTO), ms(1200));
-        rtt.sample(at(1), ms(100));
+        rtt.sample(ms(100));
         assert_eq!(rtt.rto(INITIAL_RTO), Duration::from_micros(100_000 + 4 * 37_500));
     }
 
     #[test]
-    fn a_loss_among_samples_doubles_only_itself() {
+    fn each_message_doubles_its_own() {
         let mut rtt = RttEstimator::default();
-        rtt.sample(at(5), ms(100));
-        rtt.timed_out(at(4), 1);
+        rtt.sample(ms(100));
         assert_eq!(rtt.rto(INITIAL_RTO), ms(300));
         assert_eq!(rtt.rto_of_attempt(INITIAL_RTO, 2), ms(1200));
     }

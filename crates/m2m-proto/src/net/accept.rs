@@ -5,7 +5,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::{
     Net, Origin,
-    session::{Control, HalfOpen, Keepalive, Path, Proof, Session, State},
+    session::{Beginning, HalfOpen, Path, Proof, Session, State},
 };
 use crate::{
     error::CloseReason,
@@ -37,10 +37,17 @@ const PROVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a PATH_CHALLENGE frame.
 const CHALLENGE_LEN: usize = 1 + 8;
 
+/// An INIT that comes again so soon, from where RESP went, is no initiator's: those of one handshake are 0.9 s apart or
+/// more (protocol, section 4).
+const REPEAT_PAUSE: Duration = Duration::from_millis(500);
+
 /// What the table of half-open handshakes says of an INIT.
 enum Standing {
     New,
+    /// It was answered, and this is due once more.
     Again(SessionId, [u8; 104]),
+    /// It was answered there just now, or in too many places.
+    Answered,
     /// The slot, or all of this peer's, are taken.
     Crowded,
 }
@@ -57,6 +64,11 @@ impl Net {
         };
         if init.src == self.config.id || init.src == Id::ANY || !vouched {
             return self.stats.drop(Drop::BadHandshake);
+        }
+        let standing = self.standing(now, origin.path(), init);
+        if matches!(standing, Standing::Answered) {
+            // A copy, or what would be one if it were authentic: cheaper to ignore than to find out.
+            return self.stats.drop(Drop::OverBudget);
         }
         let source = match origin {
             Origin::Direct(address) => source_key(address, self.hash_secret),
@@ -76,15 +88,8 @@ impl Net {
         };
 
         let proven = self.cookie_is_valid(now, origin, init);
-        match self.standing(init) {
-            Standing::Again(id, resp) => {
-                if let Some(State::HalfOpen(half_open)) =
-                    self.table.get_mut(id).map(|session| &mut session.state)
-                {
-                    half_open.answered_to(origin.path());
-                }
-                return self.send_back(now, origin, init.src, &resp);
-            }
+        match standing {
+            Standing::Again(id, resp) => return self.answer_again(now, origin, id, init.src, &resp),
             Standing::Crowded if !proven => return self.send_cookie(now, origin, init, &pair),
             _ => {}
         }
@@ -118,14 +123,27 @@ impl Net {
         self.table.half_open() >= self.config.limits.half_open.div_ceil(2)
     }
 
-    fn standing(&self, init: &Init<'_>) -> Standing {
+    /// RESP once more. It costs as much as a COOKIE, and so it is paid for.
+    fn answer_again(&mut self, now: Time, origin: Origin, id: SessionId, to: Id, resp: &[u8]) {
+        if !self.cookie_budget.take(now) {
+            return self.stats.drop(Drop::OverBudget);
+        }
+        if let Some(State::HalfOpen(half_open)) = self.table.get_mut(id).map(|session| &mut session.state) {
+            half_open.answered_to(origin.path(), now);
+        }
+        self.send_back(now, origin, to, resp);
+    }
+
+    fn standing(&self, now: Time, path: Path, init: &Init<'_>) -> Standing {
         let mut open = 0;
         for (id, session) in self.table.of_peer(init.src) {
             let State::HalfOpen(half_open) = &session.state else { continue };
             open += 1;
             if half_open.stoken == init.stoken {
+                let is_due = half_open.may_answer_to(path, now, REPEAT_PAUSE);
                 return match half_open.ephemeral == *init.ephemeral {
-                    true => Standing::Again(id, half_open.resp),
+                    true if is_due => Standing::Again(id, half_open.resp),
+                    true => Standing::Answered,
                     false => Standing::Crowded,
                 };
             }
@@ -179,51 +197,33 @@ impl Net {
             stoken: init.stoken,
             ephemeral: *init.ephemeral,
             resp,
-            answered: [Some(origin.path()), None, None, None],
+            answered: [Some((origin.path(), now)), None, None, None],
             challenge: None,
             expires: now + self.config.timers.half_open,
             hash: *established.hash(),
         };
-        let id = self.table.insert(Session {
-            peer: init.src,
-            next_of_peer: None,
-            own_token: ctoken,
-            more_tokens: [None; 2],
-            role: Role::Responder,
-            path: origin.path(),
-            state: State::HalfOpen(Box::new(half_open)),
-            secure: Some(Box::new(Secure::new(&established))),
-            line,
-            control: Control::default(),
-            keepalive: Keepalive {
-                interval: Duration::ZERO,
-                last_answer: now,
-                observed: None,
+        let mut session = Session::new(
+            now,
+            Beginning {
+                peer: init.src,
+                own_token: ctoken,
+                role: Role::Responder,
+                path: origin.path(),
+                state: State::HalfOpen(Box::new(half_open)),
+                secure: Some(Secure::new(&established)),
+                line,
                 silence: self.config.timers.session_idle,
+                max_udp: super::max_udp(established.init.max_udp),
             },
-            last_heard: now,
-            confirmed: true,
-            host: None,
-            proof: self.config.registry.then(|| {
-                Box::new(Proof::Expected {
-                    ephemeral: established.ephemeral.clone(),
-                    hash: *established.hash(),
-                    until: now + self.config.timers.half_open + PROVE_PATIENCE,
-                })
-            }),
-            guest: None,
-            roaming: None,
-            opener: None,
-            tails: None,
-            memory: None,
-            last_request: Time::ZERO,
-            pin: None,
-            renewal: None,
-            max_udp: super::max_udp(established.init.max_udp),
-            dirty: false,
-            armed: Time::NEVER,
-        });
-        self.table.index_peer_token(id);
+        );
+        if self.config.registry {
+            session.rare.begin_with(&mut self.spare.rare).proof = Some(Box::new(Proof::Expected {
+                ephemeral: established.ephemeral.clone(),
+                hash: *established.hash(),
+                until: now + self.config.timers.half_open + PROVE_PATIENCE,
+            }));
+        }
+        let id = self.table.insert(session);
         self.send_back(now, origin, init.src, &resp);
         self.arm(id);
     }
@@ -248,7 +248,7 @@ impl Net {
         });
         if let Some(data) = response {
             if half_open.challenge == Some((path, data)) {
-                half_open.answered = [Some(path), None, None, None];
+                half_open.answered = [Some((path, now)), None, None, None];
             }
             // It leaves by itself, without the CONFIRM that may name another session: that brings this one up.
             return true;

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, vec::Vec};
 use super::{
     Net, Origin,
     recover::Opener,
-    session::{Ask, Connecting, Control, Keepalive, LookupFor, Path, Proof, Session, State},
+    session::{Ask, Beginning, Connecting, Keepalive, LookupFor, Path, Proof, Session, State},
 };
 use crate::{
     error::{CommandError, ConnectError},
@@ -70,40 +70,24 @@ impl Net {
             deadline,
             found: None,
         };
-        let id = self.table.insert(Session {
+        let interval = self.config.timers.ping_min;
+        let keepalive = Keepalive { interval, last_answer: now, observed: None };
+        let beginning = Beginning {
             peer,
-            next_of_peer: None,
             own_token: stoken,
-            more_tokens: [None; 2],
             role: keys::Role::Initiator,
             path,
             state: State::Connecting(Box::new(connecting)),
             secure: None,
             line,
-            control: Control::default(),
-            keepalive: Keepalive {
-                interval: self.config.timers.ping_min,
-                last_answer: now,
-                observed: None,
-                // The initiator finds out by its pings; this is the backstop.
-                silence: self.config.timers.session_idle,
-            },
-            last_heard: now,
-            confirmed: false,
-            host,
-            proof: None,
-            guest: None,
-            roaming: None,
-            opener: Some(Box::new(Opener::new(pair, peer))),
-            tails: None,
-            memory: None,
-            last_request: Time::ZERO,
-            pin: None,
-            renewal: None,
+            // The initiator finds out by its pings; this is the backstop.
+            silence: self.config.timers.session_idle,
             max_udp: super::MAX_DATAGRAM as u16,
-            dirty: false,
-            armed: Time::NEVER,
-        });
+        };
+        let mut session = Session::new(now, beginning);
+        session.host = host.and_then(|place| u8::try_from(place).ok());
+        session.rare.begin().opener = Some(Box::new(Opener::new(pair, peer, keepalive)));
+        let id = self.table.insert(session);
         self.send_init(now, id);
         Ok(id)
     }
@@ -112,7 +96,7 @@ impl Net {
     fn next_address_of_host(&self, id: SessionId) -> Option<Path> {
         let session = self.table.get(id)?;
         let State::Connecting(connecting) = &session.state else { return None };
-        self.host_address(session.host?, usize::from(connecting.sent)).map(Path::Direct)
+        self.host_address(session.host_place()?, usize::from(connecting.sent)).map(Path::Direct)
     }
 
     pub(super) fn caps(&self) -> Caps {
@@ -212,16 +196,16 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         let rtt = connecting.round_trip(now);
-        session.secure = Some(Box::new(Secure::new(&established)));
+        session.secure = Some(Secure::new(&established));
         session.state = State::Up;
         session.max_udp = super::max_udp(established.resp.max_udp);
         session.last_heard = now;
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         if let Some(rtt) = rtt {
             session.line.add_round_trip(now, rtt);
         }
         let (peer, old_peer, is_own) = (established.peer, session.peer, session.host.is_some());
-        if let Some(place) = session.host {
+        if let Some(place) = session.host_place() {
             self.host_answered_from(id, place, origin.path());
         }
         let Some(session) = self.table.get_mut(id) else { return };
@@ -243,11 +227,11 @@ impl Net {
     /// True if the session has to wait for that proof.
     pub(super) fn handshake_done(&mut self, now: Time, id: SessionId, established: &Established) -> bool {
         let Some(session) = self.table.get_mut(id) else { return false };
-        let Some(host) = session.host else { return self.ask_for_proof(now, id, established) };
+        let Some(host) = session.host_place() else { return self.ask_for_proof(now, id, established) };
         if !self.config.ephemeral {
             let device = &self.config.device;
             let made = device.prove(&established.peer_ephemeral, established.hash(), keys::Role::Initiator);
-            session.proof = made.ok().map(|proof| Box::new(Proof::Made(proof)));
+            session.rare.begin().proof = made.ok().map(|proof| Box::new(Proof::Made(proof)));
         }
         self.host_session_up(now, host, id, established.resp.unix_s);
         false
@@ -261,7 +245,7 @@ impl Net {
             return self.stats.drop(Drop::BadHandshake);
         };
         let beside =
-            session.opener.as_mut().and_then(|opener| opener.connecting(cookie.stoken, origin.path()));
+            session.rare.opener_mut().and_then(|opener| opener.connecting(cookie.stoken, origin.path()));
         let (connecting, path) = match (&mut session.state, beside) {
             (State::Connecting(connecting), _) => (&mut **connecting, session.path),
             (State::Up, Some(connecting)) => (connecting, origin.path()),

@@ -1,10 +1,11 @@
 //! What a short packet holds: it opens or it is dropped; then its frames and messages act, in order.
 use alloc::vec::Vec;
-use core::net::SocketAddr;
+use core::{net::SocketAddr, ops::Range};
 
 use super::{
     Net, Origin,
     path::Arrival,
+    pinning::Prover,
     session::{Ask, Path, State},
 };
 use crate::{
@@ -24,50 +25,42 @@ use crate::{
     },
 };
 
+/// A packet that opened.
+struct Opened {
+    plain: Range<usize>,
+    /// The generation of keys before it.
+    generation: u32,
+    /// Its number is the highest so far.
+    is_newest: bool,
+    /// Packets of two generations of keys opened when it came.
+    is_rekeying: bool,
+    /// It is the first of a session that a peer opened; what a proof of our device key is made from.
+    prover: Option<Prover>,
+}
+
+/// What a packet's elements leave to be done when all of them have acted.
+#[derive(Default)]
+struct Aftermath<'a> {
+    /// One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
+    challenge: Option<[u8; 8]>,
+    response: Option<[u8; 8]>,
+    has_more: bool,
+    key_exchange: Option<Frame<'a>>,
+}
+
 impl Net {
     pub(super) fn on_short(&mut self, now: Time, origin: Origin, token: Token, datagram: &mut [u8]) {
         let Some(id) = self.table.by_token(token) else {
             return self.send_hint(now, origin, token, datagram);
         };
-        let Some(session) = self.table.get_mut(id) else { return };
-        if !origin.may_speak_for(session.peer) {
-            return self.stats.drop(Drop::BadHandshake);
-        }
-        if let State::HalfOpen(half_open) = &session.state
-            && !half_open.takes_from(origin.path())
-        {
-            // A copy from elsewhere of the packet that confirms: it moves nothing, and does not spend the number either.
-            return self.stats.drop(Drop::BadHandshake);
-        }
-        let Some(secure) = session.secure.as_mut() else { return self.stats.drop(Drop::UnknownToken) };
-        let generation = secure.generation();
-        let (len, newest) = (datagram.len(), secure.newest());
-        let plain = match secure.open(datagram) {
-            Ok(range) => datagram.get(range).unwrap_or_default(),
-            Err(OpenError::Replayed) => return self.stats.drop(Drop::Replayed),
-            Err(why) => {
-                self.stats.drop(Drop::BadSeal);
-                if why == OpenError::Forged {
-                    self.on_forged(now, id);
-                }
-                return;
-            }
-        };
-        self.dh_budget.served(now);
-        self.proven_dh_budget.served(now);
-        self.cookie_budget.served(now);
-        let newest = secure.newest() > newest;
-        let mut prover = match &session.state {
-            State::HalfOpen(half_open) => Some(half_open.prover()),
-            _ => None,
-        };
-        let is_first = prover.is_some();
-        let is_rekeying = secure.has_other_keys();
-        if matches!(session.state, State::Closing { .. }) {
+        let Some(opened) = self.open_short(now, id, origin, datagram) else { return };
+        let (plain, len) = (datagram.get(opened.plain).unwrap_or_default(), datagram.len());
+        if self.table.get(id).is_some_and(|session| matches!(session.state, State::Closing { .. })) {
             return self.answer_closed(now, id, origin, plain);
         }
         // All of it, or none: nothing of a packet acts before it is known to be well formed.
         let Ok(elements) = elements(plain) else { return self.stats.drop(Drop::BadFrame) };
+        let is_first = opened.prover.is_some();
         if is_first && self.challenge_place(now, id, origin, (plain, len)) {
             return;
         }
@@ -76,35 +69,15 @@ impl Net {
         session.last_heard = now;
         session.confirmed = true;
         session.line.heard(now, &self.line_config);
-        if is_rekeying {
-            self.on_opened(now, id, generation);
+        if !is_first {
+            self.warm_up(id);
         }
-        // One challenge for a packet: its source may be forged, and whoever lives there must not get more than was sent.
-        let (mut challenge, mut response, mut only_probes) = (None, None, true);
-        let mut key_exchange = None;
-        for element in elements {
-            if self.table.get(id).is_none_or(|session| !session.is_up()) {
-                return;
-            }
-            match element {
-                Element::Frame(Frame::PathChallenge(data)) => challenge = Some(data),
-                Element::Frame(Frame::PathResponse(data)) => response = Some(data),
-                Element::Frame(Frame::Pad) => {}
-                Element::Message(message) => {
-                    only_probes = false;
-                    self.on_message(now, id, message);
-                }
-                Element::Frame(frame) => {
-                    only_probes = false;
-                    match frame {
-                        Frame::ProveAsk { .. } => self.on_prove_ask(now, id, prover.take()),
-                        Frame::Rekey { .. } | Frame::Rekeyed { .. } => key_exchange = Some(frame),
-                        _ => self.on_frame(now, id, origin, &frame),
-                    }
-                }
-            }
+        if opened.is_rekeying {
+            self.on_opened(now, id, opened.generation);
         }
-        let path = origin.path();
+        let Some(after) = self.on_elements(now, id, origin, elements, opened.prover) else { return };
+        let Aftermath { challenge, response, has_more, key_exchange } = after;
+        let (path, newest, only_probes) = (origin.path(), opened.is_newest, !has_more);
         self.on_arrival(now, id, &Arrival { path, len, newest, only_probes, challenge, response });
         if let Some(frame) = key_exchange {
             self.on_key_exchange(now, id, &frame);
@@ -115,7 +88,78 @@ impl Net {
         self.answer_askers(id, FoundStatus::ONLINE);
         self.press_for_verdict(now, id);
         self.touch(id);
-        self.arm(id);
+    }
+
+    /// Opens a packet of this session where it lies; none if it is not to be looked at any further.
+    fn open_short(
+        &mut self,
+        now: Time,
+        id: SessionId,
+        origin: Origin,
+        datagram: &mut [u8],
+    ) -> Option<Opened> {
+        let session = self.table.get_mut(id)?;
+        let may_come_from_there = match &session.state {
+            // A copy from elsewhere of the packet that confirms: it moves nothing, and does not spend the number either.
+            State::HalfOpen(half_open) => half_open.takes_from(origin.path()),
+            _ => true,
+        };
+        if !origin.may_speak_for(session.peer) || !may_come_from_there {
+            self.stats.drop(Drop::BadHandshake);
+            return None;
+        }
+        let Some(secure) = session.secure.as_mut() else {
+            self.stats.drop(Drop::UnknownToken);
+            return None;
+        };
+        let (generation, newest) = (secure.generation(), secure.newest());
+        let plain = match secure.open(datagram) {
+            Ok(plain) => plain,
+            Err(why) => {
+                self.stats.drop(if why == OpenError::Replayed { Drop::Replayed } else { Drop::BadSeal });
+                if why == OpenError::Forged {
+                    self.on_forged(now, id);
+                }
+                return None;
+            }
+        };
+        self.dh_budget.served(now);
+        self.proven_dh_budget.served(now);
+        self.cookie_budget.served(now);
+        let prover = match &session.state {
+            State::HalfOpen(half_open) => Some(half_open.prover()),
+            _ => None,
+        };
+        let (is_newest, is_rekeying) = (secure.newest() > newest, secure.has_other_keys());
+        Some(Opened { plain, generation, is_newest, is_rekeying, prover })
+    }
+
+    /// A packet's elements act, in order. None if one of them ended the session.
+    fn on_elements<'a>(
+        &mut self,
+        now: Time,
+        id: SessionId,
+        origin: Origin,
+        elements: impl Iterator<Item = Element<'a>>,
+        mut prover: Option<Prover>,
+    ) -> Option<Aftermath<'a>> {
+        let mut after = Aftermath::default();
+        for element in elements {
+            self.table.get(id).filter(|session| session.is_up())?;
+            after.has_more |= !is_probe(&element);
+            match element {
+                Element::Frame(Frame::PathChallenge(data)) => after.challenge = Some(data),
+                Element::Frame(Frame::PathResponse(data)) => after.response = Some(data),
+                Element::Frame(Frame::Pad) => {}
+                Element::Frame(Frame::ProveAsk { .. }) => self.on_prove_ask(now, id, prover.take()),
+                Element::Frame(frame @ (Frame::Rekey { .. } | Frame::Rekeyed { .. })) => {
+                    after.key_exchange = Some(frame);
+                }
+                Element::Frame(frame) => self.on_frame(now, id, origin, &frame),
+                Element::Message(message) => self.on_message(now, id, message),
+            }
+        }
+        Some(after)
     }
 
     /// The first packet of a session that a peer opened: it stands, or goes on as the one that it names.
@@ -152,12 +196,12 @@ impl Net {
         let handled = session.line.handle_message(&mut cx, &message);
         if let (Some(pn), Some(secure)) = (handled.answered, session.secure.as_mut()) {
             secure.answered(Pn(pn));
-            session.keepalive.last_answer = now;
+            session.was_answered(now);
         }
         let peer = session.peer;
         match handled.outcome {
             Outcome::Request(exchange) => {
-                session.last_request = now;
+                session.note_request(now);
                 let incoming = IncomingId { session: id, exchange };
                 let message = self.copy(bytes);
                 self.event(Event::Request { incoming, peer, message });
@@ -232,11 +276,14 @@ impl Net {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }
             Frame::NewToken { req, token } => self.on_new_token(id, req, token),
-            Frame::Error { code: ErrorCode::NO_ROUTE, dst, src, packet } if src == self.config.id => {
-                self.on_no_route(now, id, dst, packet);
+            Frame::Error { code, dst, src, packet } => {
+                self.stats.errors += 1;
+                if code == ErrorCode::NO_ROUTE && src == self.config.id {
+                    self.on_no_route(now, id, dst, packet);
+                }
             }
             // What this version specifies and does not act on yet, and what a later one will bring.
-            _ => self.stats.drop(Drop::Kind),
+            _ => self.stats.drop(Drop::UnknownFrame),
         }
     }
 
@@ -244,16 +291,22 @@ impl Net {
         let idle = self.config.timers.session_idle;
         let Some(session) = self.table.get_mut(id) else { return };
         if session.role == Role::Responder {
-            session.keepalive.silence = match next_s {
-                0 => idle,
+            session.silence = match next_s {
+                0 => idle.into(),
                 // 3.5 times, in whole milliseconds.
-                s => Duration::from_millis(u64::from(s) * 3_500),
+                s => Duration::from_millis(u64::from(s) * 3_500).into(),
             };
         }
         let observed = match origin {
             Origin::Direct(address) => Some(address),
             Origin::Through { .. } => None,
         };
+        session.control.queues.begin_with(&mut self.spare.queues);
+        if session.is_at_rest() {
+            // Who pings has not forgotten.
+            self.table.forget_tails(id);
+        }
+        let Some(session) = self.table.get_mut(id) else { return };
         session.control.once(Frame::Pong { req, draining: false, observed });
     }
 
@@ -270,10 +323,10 @@ impl Net {
         if let Some(rtt) = asked.round_trip(now) {
             session.line.add_round_trip(now, rtt);
         }
-        session.keepalive.last_answer = now;
-        if session.line.is_idle() && session.control.asks.is_empty() {
+        session.was_answered(now);
+        if session.is_at_rest() {
             // No hint can be owed any more.
-            session.tails = None;
+            self.table.forget_tails(id);
         }
         self.host_answered(now, id, asked.first_sent);
         match asked.what {
@@ -287,18 +340,20 @@ impl Net {
     /// A mapping that held for the whole interval may hold longer (protocol, section 6.1).
     fn grow_ping(&mut self, id: SessionId, observed: Option<SocketAddr>) {
         let (min, max) = (self.config.timers.ping_min, self.ping_cap(id));
-        let Some(session) = self.table.get_mut(id) else { return };
-        let keepalive = &mut session.keepalive;
+        let Some(keepalive) = self.table.get_mut(id).and_then(|session| session.keepalive_mut()) else {
+            return;
+        };
         if keepalive.interval.is_zero() {
             return;
         }
         let before = core::mem::replace(&mut keepalive.observed, observed);
-        keepalive.interval = match before {
-            Some(_) if before == observed => keepalive.interval + keepalive.interval / 4,
+        let interval = keepalive.interval;
+        let grown = match before {
+            Some(_) if before == observed => interval + interval / 4,
             Some(_) => min,
-            None => keepalive.interval,
-        }
-        .min(max);
+            None => interval,
+        };
+        keepalive.interval = grown.min(max);
     }
 
     /// The session with a neighbour: the one with our host, or the one that it registered through.
@@ -314,4 +369,9 @@ impl Net {
     pub(super) fn path_of_neighbour(&self, neighbour: crate::id::Id) -> Option<Path> {
         Some(self.table.get(self.hop_session(neighbour)?)?.path)
     }
+}
+
+/// What says nothing of where the peer wants to be reached.
+fn is_probe(element: &Element<'_>) -> bool {
+    matches!(element, Element::Frame(Frame::PathChallenge(_) | Frame::PathResponse(_) | Frame::Pad))
 }

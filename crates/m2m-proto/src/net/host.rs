@@ -56,6 +56,8 @@ pub(super) struct Host {
     pub(super) backoff: Duration,
     /// Connected was told and Disconnected was not, since.
     up_told: bool,
+    /// Its session was opened anew, and the registration with it.
+    opened_anew: bool,
     pub(super) public: Option<SocketAddr>,
     /// Granted at the last registration.
     pub(super) lease: Option<Duration>,
@@ -140,6 +142,7 @@ impl Net {
             retry_at: now,
             backoff: self.config.timers.host_retry_min,
             up_told: false,
+            opened_anew: false,
             public: None,
             lease: None,
             renewed: now,
@@ -171,9 +174,22 @@ impl Net {
         }
     }
 
+    /// True for a net that registers without a claim to its id.
+    pub fn is_ephemeral(&self) -> bool {
+        self.config.ephemeral
+    }
+
+    /// The host that this net is registered with and found through, if there is one now.
+    pub fn registered_with(&self) -> Option<Id> {
+        self.hosts
+            .get(self.active_host)
+            .filter(|host| host.registered_session().is_some())
+            .map(|host| host.id)
+    }
+
     /// True while this net is registered with a host.
     pub fn is_registered(&self) -> bool {
-        self.hosts.get(self.active_host).is_some_and(|host| host.registered_session().is_some())
+        self.registered_with().is_some()
     }
 
     /// Asks the host whether a net is online; the answer is [`Event::Found`]. Waits for the host if it is away, until `deadline`.
@@ -232,6 +248,7 @@ impl Net {
     pub(super) fn host_session_up(&mut self, now: Time, place: usize, session: SessionId, unix: u32) {
         let epoch = Epoch(self.last_epoch.saturating_add(1).max(u64::from(unix) * 1000));
         let Some(host) = self.hosts.get_mut(place) else { return };
+        host.opened_anew = host.phase == Phase::Registered(session);
         host.phase = Phase::Registering(session);
         host.corrections = 0;
         if let Some(state) = self.table.get(session) {
@@ -262,12 +279,12 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        let Some(place) = session.host else { return };
+        let Some(place) = session.host_place() else { return };
         let Some(host) = self.hosts.get_mut(place) else { return };
         match answer.status {
             RegisterStatus::OK => {
                 if let Some(session) = self.table.get_mut(id) {
-                    session.proof = None;
+                    session.take_proof();
                 }
                 self.registered(now, place, id, answer.lease_s, asked.first_sent);
             }
@@ -287,7 +304,7 @@ impl Net {
     /// The host answered a ping that left at `asked`. If it may have heard nothing for a whole lease before, the
     /// registration has lapsed, which nobody told us: it is made again, in the same session and with the same epoch.
     pub(super) fn host_answered(&mut self, now: Time, id: SessionId, asked: Time) {
-        let place = self.table.get(id).and_then(|session| session.host);
+        let place = self.table.get(id).and_then(|session| session.host_place());
         let Some(host) = place.and_then(|place| self.hosts.get_mut(place)) else { return };
         let before = core::mem::replace(&mut host.renewed, asked);
         if host.phase == Phase::Registered(id) && host.lease.is_some_and(|lease| now.since(before) >= lease) {
@@ -303,11 +320,12 @@ impl Net {
         host.renewed = asked;
         host.backoff = self.config.timers.host_retry_min;
         host.refusal = None;
+        let opened_anew = core::mem::take(&mut host.opened_anew);
         let lingers = host.lingers_until.is_some();
         let (told, host_id, public) = (core::mem::replace(&mut host.up_told, true), host.id, host.public);
         let cap = self.ping_cap(id);
         if let Some(session) = self.table.get_mut(id) {
-            session.keepalive.interval = session.keepalive.interval.min(cap);
+            session.cap_ping_interval(cap);
         }
         if lingers {
             return self.arm(id);
@@ -318,6 +336,8 @@ impl Net {
         }
         if !told {
             self.event(Event::HostConnected { host: host_id, public });
+        } else if opened_anew {
+            self.event(Event::HostRecovered { host: host_id, public });
         }
         self.wake_waiting(now, place);
         self.wake_attempts(now);
@@ -352,7 +372,7 @@ impl Net {
         let Some(path) = self.table.get(id).map(|session| session.path) else { return };
         let frame = crate::wire::frame::Frame::Close { code: CloseCode::DONE, text: "" };
         self.send_frame(now, id, path, &frame);
-        let asks = self.table.get_mut(id).map(|session| core::mem::take(&mut session.control.asks));
+        let asks = self.table.get_mut(id).map(|session| session.control.take_asks());
         for ask in asks.unwrap_or_default() {
             self.ask_failed(ask.what, ControlError::SessionLost(CloseReason::Lost));
         }
@@ -471,7 +491,7 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         match asked.what {
             Ask::Lookup { why: LookupFor::User(request), .. } => {
                 self.event(Event::Found { request, status: Some(status) });
@@ -488,7 +508,7 @@ impl Net {
     }
 
     pub(super) fn tell_public_address(&mut self, id: SessionId, observed: Option<SocketAddr>) {
-        let Some(place) = self.table.get(id).and_then(|session| session.host) else { return };
+        let Some(place) = self.table.get(id).and_then(|session| session.host_place()) else { return };
         let Some(host) = self.hosts.get_mut(place) else { return };
         if host.public == observed || observed.is_none() {
             return;

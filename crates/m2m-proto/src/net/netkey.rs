@@ -112,12 +112,12 @@ impl Net {
             // Its peer may be another than the one that the key is meant for.
             return Err(CommandError::NotUp);
         }
-        if state.control.offer.is_some() || !state.control.ask(Ask::NetKey { user: id }, now) {
+        if state.control.queues.offer.is_some() || !state.control.ask(Ask::NetKey { user: id }, now) {
             return Err(CommandError::QueueFull);
         }
         let mac = current.change_mac(state.peer, key_id, new_key);
         let key = Zeroizing::new(Vec::from(new_key));
-        state.control.offer = Some(Box::new(Offer { key_id, mac, key }));
+        state.control.queues.begin().offer = Some(Box::new(Offer { key_id, mac, key }));
         self.touch(session);
         Ok(())
     }
@@ -134,6 +134,15 @@ impl Net {
             self.key_change.previous = Some((old, now + self.config.timers.key_grace));
         }
         self.answer_netkey(session, storing.req, status);
+    }
+
+    /// Another shard of this net has taken a new key, which is on the disk: it is this one's too from now on. What was
+    /// being stored here is void; whoever sent it sends it again.
+    pub fn take_key(&mut self, now: Time, key_id: u16, key: NetKey) {
+        self.key_change.storing = None;
+        let old = core::mem::replace(&mut self.config.key, key);
+        self.config.key_id = key_id;
+        self.key_change.previous = Some((old, now + self.config.timers.key_grace));
     }
 
     pub(super) fn on_netkey(&mut self, now: Time, id: SessionId, change: &Change<'_>) {
@@ -214,9 +223,9 @@ impl Net {
         if let Some(secure) = session.secure.as_mut() {
             secure.answered(Pn(asked.first_pn));
         }
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         if let Ask::NetKey { user } = asked.what {
-            session.control.offer = None;
+            session.control.withdraw_offer();
             let result =
                 if status == DoneStatus::DONE.0 { Ok(()) } else { Err(ControlError::Refused(status)) };
             self.event(Event::ControlDone { request: user, result });

@@ -41,6 +41,8 @@ const TRIES: u8 = 3;
 const UNDO_RTOS: u32 = 3;
 /// After a move that was taken back, and after one of our own, no other for so long.
 const REST: Duration = Duration::from_secs(2);
+/// So long after the peer could take its move back, the place where it was is kept in mind in a session at rest.
+const FORMER_LIFE: Duration = Duration::from_secs(60);
 /// A lone PING is padded to this plaintext, so that it pays for a challenge even where nothing may be amplified: the
 /// nine bytes of one, and two of a longer packet number.
 pub(super) const PING_ROOM: usize = 11;
@@ -115,6 +117,12 @@ impl Roaming {
         Roaming { candidate: None, former: None, rests_until: now }
     }
 
+    /// Nothing in here says more than that the peer stays where it is.
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        let keeps_former = self.former.as_ref().is_some_and(|former| now <= former.until + FORMER_LIFE);
+        self.candidate.is_none() && !keeps_former && self.rests_until <= now
+    }
+
     /// When a challenge is to be repeated or given up.
     pub(crate) fn deadline(&self) -> Time {
         self.candidate.as_ref().map_or(Time::NEVER, |candidate| candidate.due)
@@ -138,7 +146,7 @@ impl Candidate {
 
 impl Session {
     fn candidate(&mut self, path: Path) -> Option<&mut Candidate> {
-        self.roaming.as_mut()?.candidate.as_mut().filter(|candidate| candidate.path == path)
+        self.roaming_mut()?.candidate.as_mut().filter(|candidate| candidate.path == path)
     }
 
     /// Sessions that others' packets lie in are reached straight (protocol, section 10).
@@ -150,14 +158,14 @@ impl Session {
     fn is_unanswered(&self, now: Time, rto: Duration) -> bool {
         let is_late = |since: Time| since + rto <= now;
         is_late(self.last_heard)
-            && (self.control.asks.iter().any(|ask| ask.sent > 0 && is_late(ask.first_sent))
+            && (self.control.queues.asks.iter().any(|ask| ask.sent > 0 && is_late(ask.first_sent))
                 || self.line.is_repeating())
     }
 
     /// A packet of so many bytes answered the candidate; or none could, and the usual way is to be taken.
     pub(super) fn answered_candidate(&mut self, now: Time, len: usize, rto: Duration) {
         let round_trip = self.line.round_trip().unwrap_or(rto);
-        let roaming = self.roaming.as_mut();
+        let roaming = self.roaming_mut();
         let Some(candidate) = roaming.and_then(|roaming| roaming.candidate.as_mut()) else { return };
         candidate.went(len);
         candidate.owes_answer = false;
@@ -184,11 +192,11 @@ impl Net {
         let rto = self.rto_of(id);
         let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return };
         let in_use = arrival.path == session.path;
-        if in_use && session.roaming.is_none() && arrival.challenge.is_none() {
+        if in_use && session.rare.roaming.is_none() && arrival.challenge.is_none() {
             return;
         }
         let speaks = arrival.newest && !arrival.only_probes;
-        if let Some(former) = session.roaming.as_mut().and_then(|roaming| roaming.former.as_mut())
+        if let Some(former) = session.roaming_mut().and_then(|roaming| roaming.former.as_mut())
             && in_use
         {
             former.tries = 0;
@@ -213,7 +221,7 @@ impl Net {
     }
 
     fn forsake_candidate(&mut self, id: SessionId, rests_until: Time) {
-        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else {
+        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming_mut()) else {
             return;
         };
         if roaming.candidate.take_if(|candidate| !candidate.is_ours).is_some() {
@@ -234,7 +242,7 @@ impl Net {
         if session.path == path || !reachable || !session.may_move_to(path) {
             return;
         }
-        let roaming = session.roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
+        let roaming = session.rare.begin().roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
         // Another one takes its place only after its time for an answer, or whoever holds packets back could keep
         // every candidate from being proven.
         let busy = roaming
@@ -287,11 +295,12 @@ impl Net {
     fn on_path_response(&mut self, now: Time, id: SessionId, arrival: &Arrival, data: [u8; 8]) {
         let rto = self.rto_of(id);
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(roaming) = session.roaming.as_mut() else { return };
+        let in_use = session.path;
+        let Some(roaming) = session.roaming_mut() else { return };
         if let Some(candidate) = roaming.candidate.take_if(|it| it.path == arrival.path && it.to_new == data)
         {
             let until = now + UNDO_RTOS * rto;
-            let former = Former { path: session.path, data: candidate.to_old, until, tries: 0 };
+            let former = Former { path: in_use, data: candidate.to_old, until, tries: 0 };
             // Too long if the first challenge was lost; still nearer than what is assumed where nothing was measured.
             if candidate.is_ours {
                 return self.leave_through(now, id, candidate.path);
@@ -320,9 +329,9 @@ impl Net {
         if let Some(round_trip) = round_trip {
             session.line.add_round_trip(now, round_trip);
         }
-        if !session.keepalive.interval.is_zero() {
-            session.keepalive.interval = session.keepalive.interval.min(ping_min);
-            session.keepalive.observed = None;
+        session.cap_ping_interval(ping_min);
+        if let Some(keepalive) = session.keepalive_mut() {
+            keepalive.observed = None;
         }
         let (peer, is_told) = (session.peer, session.host.is_none());
         self.stats.moves += 1;
@@ -339,7 +348,7 @@ impl Net {
         let rests_until = now + REST.max(UNDO_RTOS * self.rto_of(id));
         let Some(session) = self.table.get_mut(id).filter(|session| session.path != path) else { return };
         // What the peer still sends the old way says nothing.
-        let roaming = session.roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
+        let roaming = session.rare.begin().roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
         (roaming.candidate, roaming.former, roaming.rests_until) = (None, None, rests_until);
         self.move_to(now, id, path, None);
         // The peer learns of it although there may be nothing else to say.
@@ -354,7 +363,7 @@ impl Net {
         else {
             return;
         };
-        let roaming = session.roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
+        let roaming = session.rare.begin().roaming.get_or_insert_with(|| Box::new(Roaming::new(now)));
         if roaming.candidate.is_some() {
             return;
         }
@@ -383,7 +392,7 @@ impl Net {
         let (factor, rto) = (self.amplification(), self.rto_of(id));
         let Some(session) = self.table.get_mut(id) else { return };
         let old = session.path;
-        let Some(candidate) = session.roaming.as_mut().and_then(|roaming| roaming.candidate.as_mut()) else {
+        let Some(candidate) = session.roaming_mut().and_then(|roaming| roaming.candidate.as_mut()) else {
             return;
         };
         let begins = candidate.due <= now;
@@ -411,7 +420,7 @@ impl Net {
 
     /// Challenges again, gives up, and tries where the peer was before when nothing comes from where it went.
     pub(super) fn path_timeout(&mut self, now: Time, id: SessionId) {
-        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming.as_mut()) else {
+        let Some(roaming) = self.table.get_mut(id).and_then(|session| session.roaming_mut()) else {
             return;
         };
         match &roaming.candidate {
@@ -432,7 +441,7 @@ impl Net {
             return;
         };
         let ping = session.stray_ping();
-        let Some(former) = session.roaming.as_mut().and_then(|roaming| roaming.former.as_mut()) else {
+        let Some(former) = session.roaming_mut().and_then(|roaming| roaming.former.as_mut()) else {
             return;
         };
         if former.tries >= TRIES {
@@ -447,7 +456,7 @@ impl Net {
     /// Where the next packet of a session goes.
     pub(super) fn exit(&self, now: Time, session: &Session) -> Exit {
         let usual = Exit { path: session.path, room: room_on(session, session.path), is_candidate: false };
-        let roaming = session.roaming.as_ref();
+        let roaming = session.rare.roaming.as_ref();
         let Some(candidate) = roaming.and_then(|roaming| roaming.candidate.as_ref()) else { return usual };
         let may_answer = candidate.owes_answer && candidate.answer_from <= now;
         let Some(secure) = session.secure.as_ref().filter(|_| may_answer) else { return usual };
@@ -482,7 +491,7 @@ impl Net {
             return 0;
         }
         secure.seal(&mut buffer);
-        session.remember_tail(&buffer);
+        self.remember_tail(id, &buffer);
         self.send_packet(now, path, peer, buffer);
         len
     }

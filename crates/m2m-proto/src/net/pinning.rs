@@ -57,7 +57,7 @@ pub(crate) struct Prover {
 impl Session {
     /// True between the handshake and the proof that the peer is the pinned device.
     pub(crate) fn is_unproven(&self) -> bool {
-        self.pin.as_ref().is_some_and(|pin| pin.awaiting.is_some())
+        self.rare.pin.as_ref().is_some_and(|pin| pin.awaiting.is_some())
     }
 
     /// Up, and its peer is who it has to be: the user's words may leave.
@@ -70,7 +70,7 @@ impl Net {
     /// A handshake of ours is done: asks for the proof, if the session is pinned. True if it has to be waited for.
     pub(super) fn ask_for_proof(&mut self, now: Time, id: SessionId, established: &Established) -> bool {
         let Some(session) = self.table.get_mut(id) else { return false };
-        let Some(pin) = session.pin.as_mut() else { return false };
+        let Some(pin) = session.pin_mut() else { return false };
         let (ephemeral, hash) = (established.ephemeral.clone(), *established.hash());
         pin.awaiting = Some(Awaiting { ephemeral, hash });
         session.control.ask(Ask::Prove, now);
@@ -81,7 +81,7 @@ impl Net {
     /// PROVE came to the initiator: the session is up now, or over.
     pub(super) fn on_device_proof(&mut self, now: Time, id: SessionId, shown: &keys::Proof) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(pin) = session.pin.as_mut() else { return };
+        let Some(pin) = session.pin_mut() else { return };
         let Some(awaiting) = pin.awaiting.as_ref() else { return };
         // Another device's proof costs no key exchange.
         let holds = shown.public == pin.public
@@ -92,7 +92,7 @@ impl Net {
         }
         pin.awaiting = None;
         let was_known = core::mem::replace(&mut pin.is_known, true);
-        session.control.asks.retain(|ask| ask.what != Ask::Prove);
+        session.control.withdraw(|ask| *ask == Ask::Prove);
         session.control.let_go(now);
         let peer = session.peer;
         if !was_known {
@@ -103,7 +103,7 @@ impl Net {
     /// Ends a session whose peer is not proved. What waits in it does not leave first, as it would otherwise.
     pub(super) fn end_unproven(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get(id) else { return };
-        let (path, is_known) = (session.path, session.pin.as_ref().is_some_and(|pin| pin.is_known));
+        let (path, is_known) = (session.path, session.rare.pin.as_ref().is_some_and(|pin| pin.is_known));
         let (code, failure) = match why {
             CloseReason::Local => (CloseCode::DONE, ConnectError::Closed),
             _ => (CloseCode::REFUSED, ConnectError::WrongDevice),
@@ -125,21 +125,22 @@ impl Net {
             return;
         };
         if let Some(prover) = prover {
-            session.control.proving = Some(Box::new(Proving::Asked(prover)));
+            session.control.queues.begin().proving = Some(Box::new(Proving::Asked(prover)));
         }
-        let Some(proving) = session.control.proving.as_deref_mut() else {
+        let Some(proving) = session.control.queues.get_mut().map(|queues| &mut queues.proving) else {
             return self.stats.drop(Drop::BadHandshake);
         };
-        if let Proving::Asked(prover) = proving {
+        let Some(proving_now) = proving.as_deref_mut() else { return self.stats.drop(Drop::BadHandshake) };
+        if let Proving::Asked(prover) = proving_now {
             if !self.dh_budget.take(now) {
                 return self.stats.drop(Drop::OverBudget);
             }
             let Ok(proof) = self.config.device.prove(&prover.peer_ephemeral, &prover.hash, Role::Responder)
             else {
-                session.control.proving = None;
+                *proving = None;
                 return;
             };
-            *proving = Proving::Made(proof);
+            *proving_now = Proving::Made(proof);
         }
         session.control.proof_due = true;
     }

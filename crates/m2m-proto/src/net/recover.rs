@@ -7,12 +7,13 @@
 //!        responder:  PING; only the initiator has the key to the other's door
 //! ```
 //! Nothing old is given up before RESP: whoever forges a hint on the path costs one handshake in five seconds.
-use alloc::{boxed::Box, vec::Vec};
+use alloc::vec::Vec;
 
 use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
-    session::{Ask, Connecting, Session, State},
+    lazy::Spare,
+    session::{Ask, Connecting, Keepalive, Rare, Session, State},
 };
 use crate::{
     error::CloseReason,
@@ -44,13 +45,18 @@ const SILENT_RTOS: u32 = 3;
 const RELAYED_PATIENCE: Duration = Duration::from_secs(60);
 /// So long a direct session is not given up: time for two handshakes, on a path that loses much.
 const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
-/// Sessions that one CONFIRM may name at most.
-const MAX_TAGS: usize = 4;
+/// So often whoever answers, and does not say whether it remembers, is asked again. RESUMED lies in the packet that answers
+/// CONFIRM, so that an honest one's is missing this often on no path that anything else passes.
+const MAX_PRESSES: u8 = 16;
+/// Handshakes that a peer may answer one after the other without saying whether it remembers: their sessions are named in
+/// CONFIRM. Half a minute or more of them is no connection.
+const MAX_TAGS: usize = 8;
 /// Packets whose last bytes are remembered: a hint answers the first of a burst, and no burst has more.
 const TAILS: usize = 16;
 
 /// What an initiator keeps to open its session anew.
 pub(crate) struct Opener {
+    pub(super) keepalive: Keepalive,
     pair: PairKey,
     /// Whom INIT is for, as the user named it: all-zero for whoever is at the address.
     wanted: Id,
@@ -68,18 +74,14 @@ pub(crate) struct Resume {
     keys: Vec<ResumeKey>,
     /// For the present handshake.
     pub(super) tags: Vec<[u8; 8]>,
-    /// There were too many to name.
-    is_cut: bool,
+    /// How often RESUMED was pressed for in the present session.
+    presses: u8,
 }
 
 impl Resume {
     fn name(&mut self, key: ResumeKey, hash: &[u8; 32]) {
-        if self.keys.len() == MAX_TAGS {
-            // The first stays: it has the most to lose.
-            self.keys.remove(1);
-            self.is_cut = true;
-        }
         self.keys.push(key);
+        self.presses = 0;
         self.tags = self.keys.iter().map(|key| key.tag(hash)).collect();
     }
 }
@@ -92,8 +94,8 @@ struct Attempt {
 }
 
 impl Opener {
-    pub(super) fn new(pair: PairKey, wanted: Id) -> Opener {
-        Opener { pair, wanted, tried: None, attempt: None, resume: None }
+    pub(super) fn new(pair: PairKey, wanted: Id, keepalive: Keepalive) -> Opener {
+        Opener { keepalive, pair, wanted, tried: None, attempt: None, resume: None }
     }
 
     pub(super) fn deadline(&self) -> Time {
@@ -117,41 +119,45 @@ pub(crate) struct Tails {
 }
 
 impl Session {
-    /// Remembers a packet that leaves.
-    pub(super) fn remember_tail(&mut self, packet: &[u8]) {
-        let Some(tail) = packet.last_chunk() else { return };
-        let tails = self.tails.get_or_insert_default();
+    /// Remembers a packet that leaves. True if it is the first that is remembered.
+    pub(super) fn remember_tail(&mut self, packet: &[u8], spare: &mut Spare<Rare>) -> bool {
+        let Some(tail) = packet.last_chunk() else { return false };
+        let tails = &mut self.rare.begin_with(spare).tails;
+        let is_first = tails.is_none();
+        let tails = tails.get_or_insert_default();
         if let Some(place) = tails.tails.get_mut(usize::from(tails.next) % TAILS) {
             *place = *tail;
         }
         tails.next = tails.next.wrapping_add(1);
+        is_first
     }
 
     /// The keys are new: what hung on the old ones is void, and questions are asked again.
     fn start_over(&mut self, now: Time) {
-        self.tails = None;
-        self.roaming = None;
+        if let Some(rare) = self.rare.get_mut() {
+            (rare.tails, rare.roaming) = (None, None);
+        }
         self.last_heard = now;
-        self.keepalive.last_answer = now;
+        self.was_answered(now);
         self.restart_renewal();
         self.control.ask_again(now);
     }
 
     /// A new handshake is on its way.
     pub(super) fn is_recovering(&self) -> bool {
-        self.opener.as_ref().is_some_and(|opener| opener.attempt.is_some())
+        self.rare.opener.as_ref().is_some_and(|opener| opener.attempt.is_some())
     }
 
     /// What to name in CONFIRM: the peer hasn't said yet whether it remembers the session.
     pub(super) fn resume(&self) -> Option<&Resume> {
-        self.opener.as_ref()?.resume.as_ref()
+        self.rare.opener.as_ref()?.resume.as_ref()
     }
 
     /// A question was repeated as often as makes sense, and is due once more.
     pub(super) fn has_unanswered_question(&self, now: Time) -> bool {
         // Others may be left unanswered by a peer that is there.
         let is_sure_of_an_answer = |ask: &Ask| matches!(ask, Ask::Ping { .. } | Ask::Register { .. });
-        let mut asks = self.control.asks.iter().filter(|ask| is_sure_of_an_answer(&ask.what));
+        let mut asks = self.control.queues.asks.iter().filter(|ask| is_sure_of_an_answer(&ask.what));
         asks.any(|ask| ask.sent > UNANSWERED_REPETITIONS && ask.due <= now)
     }
 }
@@ -181,7 +187,7 @@ impl Net {
         let id = self.table.by_peer_token(hint.token);
         let authentic = id.filter(|id| {
             let session = self.table.get(*id).filter(|session| origin.may_speak_for(session.peer));
-            let tails = session.and_then(|session| session.tails.as_ref());
+            let tails = session.and_then(|session| session.rare.tails.as_ref());
             tails.is_some_and(|tails| tails.tails.contains(hint.tail))
         });
         match authentic {
@@ -201,7 +207,7 @@ impl Net {
     /// Finds out what became of a peer: the initiator opens the session anew beside the old one, the responder asks.
     pub(super) fn recover(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id).filter(|session| session.is_open()) else { return };
-        let Some(opener) = session.opener.as_ref() else {
+        let Some(opener) = session.rare.opener.as_ref() else {
             if !session.control.pinging() {
                 let next_s = super::timers::next_s(session);
                 session.control.ask(Ask::Ping { user: None, next_s }, now);
@@ -215,6 +221,11 @@ impl Net {
     }
 
     fn start_attempt(&mut self, now: Time, id: SessionId) {
+        let resume = self.table.get(id).and_then(|session| session.resume());
+        if resume.is_some_and(|resume| resume.keys.len() == MAX_TAGS) {
+            // One more, and it could no longer be told what the peer means: a request might run twice.
+            return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::DONE));
+        }
         let (ephemeral, token) = (self.ephemeral(), self.token());
         if !self.table.add_token(id, token) {
             return;
@@ -222,7 +233,7 @@ impl Net {
         let (src, suites, caps) = (self.config.id, SuiteSet::of(&self.config.suites), self.caps());
         let deadline = now + self.config.timers.handshake_timeout;
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(opener) = session.opener.as_mut() else { return };
+        let Some(opener) = session.opener_mut() else { return };
         let fields = handshake::InitFields {
             dst: opener.wanted,
             src,
@@ -243,7 +254,8 @@ impl Net {
 
     /// Sends INIT when it is due, and gives up at its deadline.
     pub(super) fn drive_attempt(&mut self, now: Time, id: SessionId) {
-        let Some(attempt) = self.table.get(id).and_then(|session| session.opener.as_ref()?.attempt.as_ref())
+        let Some(attempt) =
+            self.table.get(id).and_then(|session| session.rare.opener.as_ref()?.attempt.as_ref())
         else {
             return;
         };
@@ -257,7 +269,7 @@ impl Net {
         let way = self.way_of_attempt(id, sent);
         let Some(session) = self.table.get_mut(id) else { return };
         let peer = session.peer;
-        let Some(attempt) = session.opener.as_mut().and_then(|opener| opener.attempt.as_mut()) else {
+        let Some(attempt) = session.opener_mut().and_then(|opener| opener.attempt.as_mut()) else {
             return;
         };
         let connecting = &mut attempt.connecting;
@@ -278,7 +290,7 @@ impl Net {
     /// Where the INIT of this number goes: to the peer's last address, and to whoever knows a newer one in turn.
     fn way_of_attempt(&self, id: SessionId, sent: u8) -> Option<Path> {
         let session = self.table.get(id)?;
-        if let Some(place) = session.host {
+        if let Some(place) = session.host_place() {
             return self.host_address(place, usize::from(sent)).map(Path::Direct).or(Some(session.path));
         }
         let through_host = || self.path_by_id(session.peer).ok().filter(|path| self.can_send(path));
@@ -299,7 +311,7 @@ impl Net {
             Path::Direct(_) => DIRECT_PATIENCE,
             Path::Through(_) => RELAYED_PATIENCE,
         };
-        let is_early = session.opener.is_some() && now.since(session.last_heard) < patience;
+        let is_early = session.rare.opener.is_some() && now.since(session.last_heard) < patience;
         session.is_recovering() || is_early
     }
 
@@ -308,7 +320,7 @@ impl Net {
         for id in self.table.all().collect::<Vec<SessionId>>() {
             let attempt = |session: &mut Session| {
                 let is_relayed = matches!(session.path, Path::Through(_));
-                let attempt = session.opener.as_mut()?.attempt.as_mut().filter(|_| is_relayed)?;
+                let attempt = session.opener_mut()?.attempt.as_mut().filter(|_| is_relayed)?;
                 attempt.connecting.next = now;
                 Some(())
             };
@@ -320,7 +332,7 @@ impl Net {
 
     fn attempt_failed(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(attempt) = session.opener.as_mut().and_then(|opener| opener.attempt.take()) else { return };
+        let Some(attempt) = session.opener_mut().and_then(|opener| opener.attempt.take()) else { return };
         let is_silent = session.last_heard <= attempt.connecting.first_sent;
         self.table.drop_token(id, attempt.token);
         if is_silent && self.may_come_back(now, id) {
@@ -335,7 +347,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else {
             return self.stats.drop(Drop::Replayed);
         };
-        let Some(opener) = session.opener.as_mut() else { return self.stats.drop(Drop::Replayed) };
+        let Some(opener) = session.rare.opener_mut() else { return self.stats.drop(Drop::Replayed) };
         let Some(attempt) = opener.attempt.as_ref().filter(|attempt| attempt.token == resp.stoken) else {
             return self.stats.drop(Drop::Replayed);
         };
@@ -377,7 +389,7 @@ impl Net {
         self.table.unindex_peer_token(id);
         self.table.replace_token(id, token);
         let Some(session) = self.table.get_mut(id) else { return };
-        session.secure = Some(Box::new(Secure::new(established)));
+        session.secure = Some(Secure::new(established));
         session.start_over(now);
         self.table.index_peer_token(id);
     }
@@ -418,7 +430,7 @@ impl Net {
     /// Its path stays too: where the packet came from is a candidate like any other (section 10.2), or who holds back
     /// INIT and that packet and sends them on from elsewhere would lead the session there.
     pub(super) fn take_over(&mut self, now: Time, old: SessionId, new: SessionId, is_by_first: bool) {
-        let Some(fresh) = self.table.remove(new) else { return };
+        let Some(mut fresh) = self.table.remove(new) else { return };
         self.table.unindex_peer_token(old);
         self.table.add_token(old, fresh.own_token);
         self.table.replace_token(old, fresh.own_token);
@@ -428,10 +440,11 @@ impl Net {
             Some((memory, place)) if !is_by_first && memory != Memory::WHOLE => (Memory::since(place), place),
             _ => (Memory::WHOLE, 0),
         });
-        session.secure = fresh.secure;
+        // What is secret is wiped where it lies: the old keys are dropped with the half-open session.
+        core::mem::swap(&mut session.secure, &mut fresh.secure);
         session.max_udp = fresh.max_udp;
-        session.proof = fresh.proof;
-        session.control.once.clear();
+        session.rare.begin().proof = fresh.take_proof();
+        session.control.clear_once();
         session.start_over(now);
         session.line.taken_over();
         let peer = session.peer;
@@ -448,7 +461,7 @@ impl Net {
         if resume.is_some() && session.role == Role::Responder {
             let (memory, _) = *session.memory.get_or_insert((Memory::NONE, 0));
             let answer = Frame::Resumed { memory, mem };
-            if !session.control.once.contains(&answer) {
+            if !session.control.queues.once.contains(&answer) {
                 session.control.once(answer);
             }
         }
@@ -461,11 +474,11 @@ impl Net {
             // Whoever it is that says so: the device, if it is the one, says it again.
             return;
         };
-        let Some(resume) = session.opener.as_mut().and_then(|opener| opener.resume.take()) else { return };
+        let Some(resume) = session.opener_mut().and_then(|opener| opener.resume.take()) else { return };
         match memory.place() {
             Some(0) => session.line.remembered(),
-            Some(place) if !resume.is_cut => session.line.remembered_since(&mut cx, place),
-            _ => {
+            Some(place) => session.line.remembered_since(&mut cx, place),
+            None => {
                 // Of several handshakes without an answer one may have come up and ended since.
                 let is_certain = resume.keys.len() == 1 && memory == Memory::NONE;
                 let mem = if is_certain { Duration::from_secs(u64::from(mem)) } else { Duration::ZERO };
@@ -479,12 +492,19 @@ impl Net {
         }
     }
 
-    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost.
+    /// What a session that is waiting to hear whether it is remembered does about it: RESUMED may have got lost. A peer
+    /// that answers everything else keeps it back: what waits for it must not wait for ever.
     pub(super) fn press_for_verdict(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if session.resume().is_some() && matches!(session.state, State::Up) && !session.control.pinging() {
-            let next_s = super::timers::next_s(session);
-            session.control.ask(Ask::Ping { user: None, next_s }, now);
+        if !matches!(session.state, State::Up) || session.is_unproven() || session.control.pinging() {
+            return;
         }
+        let next_s = super::timers::next_s(session);
+        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else { return };
+        if resume.presses == MAX_PRESSES {
+            return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::REFUSED));
+        }
+        resume.presses += 1;
+        session.control.ask(Ask::Ping { user: None, next_s }, now);
     }
 }

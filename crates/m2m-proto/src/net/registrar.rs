@@ -1,17 +1,16 @@
 //! Others' registrations with this net (protocol, section 8): PROVE, REGISTER, claims, epochs, leases, LOOKUP.
-use alloc::boxed::Box;
-
 use super::{
     Net,
-    session::{Ask, Guest, Proof, Registering},
+    session::{Ask, GuestLimits, Proof, Registering},
+    shard::Asker,
 };
 use crate::{
-    config::{Config, Limits},
+    config::{Limits, Rate},
     error::CloseReason,
     event::{ClaimOutcome, ClaimRequest, Event, Output, SessionId},
     id::Id,
     relay::{
-        budget::{BucketTable, TokenBucket, source_key},
+        budget::{BucketTable, Gauge, source_key},
         registry::{Bound, Registration},
     },
     session::keys::{self, Role},
@@ -44,43 +43,32 @@ pub(super) fn claim_budget(limits: &Limits) -> BucketTable {
     BucketTable::new(CLAIM_BUCKETS, 1, limits.claims_at_once.saturating_mul(claim_cost(limits)))
 }
 
-impl Guest {
-    pub(super) fn new(config: &Config) -> Guest {
-        let bucket = |rate: crate::config::Rate| TokenBucket::new(rate.per_second, rate.burst);
-        let limits = &config.limits;
-        Guest {
-            proven: None,
-            claimed: false,
-            waiting: None,
-            lease: Duration::ZERO,
-            registered: false,
-            askers: alloc::vec::Vec::new(),
-            probed: Time::ZERO,
-            registers: bucket(limits.register_rate),
-            lookups: bucket(limits.lookup_rate),
-            errors: bucket(limits.error_rate),
-            out_packets: bucket(limits.relay_packets),
-            out_bytes: bucket(limits.relay_bytes),
-            in_packets: bucket(limits.relay_packets),
-            in_bytes: bucket(limits.relay_bytes),
+impl GuestLimits {
+    pub(super) fn new(limits: &Limits) -> GuestLimits {
+        let gauge = |rate: Rate| Gauge::new(rate.per_second, rate.burst);
+        GuestLimits {
+            registers: gauge(limits.register_rate),
+            lookups: gauge(limits.lookup_rate),
+            errors: gauge(limits.error_rate),
+            packets: gauge(limits.relay_packets),
+            bytes: gauge(limits.relay_bytes),
         }
     }
 }
 
 impl Net {
     pub(super) fn on_prove(&mut self, now: Time, id: SessionId, public: &[u8; 32], mac: &[u8; 16]) {
-        let guest = || Box::new(Guest::new(&self.config));
         let Some(session) = self.table.get_mut(id) else { return };
         let shown = keys::Proof { public: *public, mac: *mac };
         if session.is_unproven() {
             return self.on_device_proof(now, id, &shown);
         }
         // One try: who proves nothing costs one DH and has to make a new session for another.
-        let Some(proof) = session.proof.take() else { return };
+        let Some(proof) = session.take_proof() else { return };
         if let Proof::Expected { ephemeral, hash, .. } = *proof
             && shown.verify(&ephemeral, &hash, Role::Initiator).is_ok()
         {
-            session.guest.get_or_insert_with(guest).proven = Some(*public);
+            session.guest.get_or_insert_default().proven = Some(*public);
         } else {
             self.stats.drop(Drop::BadHandshake);
         }
@@ -92,12 +80,12 @@ impl Net {
         }
         let Some(session) = self.table.get_mut(id) else { return };
         let peer = session.peer;
-        let guest = session.guest.get_or_insert_with(|| Box::new(Guest::new(&self.config)));
+        let guest = session.guest.get_or_insert_default();
         if guest.waiting.is_some() {
             // The store has not answered yet; this is the same question once more.
             return;
         }
-        if !guest.registers.take(now, 1) {
+        if !self.guest_limits.registers.take(&mut guest.registers, now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
         let mesh = self.hosts.iter().any(|host| host.id == peer);
@@ -113,13 +101,6 @@ impl Net {
         }
         if !self.registry.has_room(&peer) {
             return self.answer_register(id, asked.req, RegisterStatus::FULL, asked.epoch, 0);
-        }
-        if let Some(unix) = self.unix_ms(now)
-            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
-        {
-            // One that was made while our clock ran ahead would otherwise stand in the way until then.
-            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
-            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
         }
         let source = match session_path {
             super::Path::Direct(address) => source_key(address, self.hash_secret),
@@ -169,6 +150,17 @@ impl Net {
         self.touch(id);
     }
 
+    /// Somebody has changed the claims beside the machine: the id belongs to this device key now, or to nobody. A
+    /// registration that does not rest on that ends with its session, whose device asks anew and is told how it stands.
+    pub fn claim_changed(&mut self, now: Time, id: Id, public: Option<[u8; 32]>) {
+        let Some(there) = self.registry.get(&id).map(|there| there.session) else { return };
+        let guest = self.table.get(there).and_then(|session| session.guest.as_ref());
+        let proven = guest.filter(|guest| guest.claimed).and_then(|guest| guest.proven);
+        if proven != public {
+            self.end(now, there, CloseReason::Unclaimed, Some(CloseCode::REFUSED));
+        }
+    }
+
     fn bind(&mut self, now: Time, id: SessionId, asked: Registering) {
         let Some(peer) = self.table.get(id).map(|session| session.peer) else { return };
         let cap = if asked.ephemeral { EPHEMERAL_LEASE } else { Duration::MAX };
@@ -176,6 +168,17 @@ impl Net {
             Duration::from_secs(u64::from(asked.lease_s.max(1))).min(self.config.max_router_tm).min(cap);
         let claimed =
             self.table.get(id).and_then(|session| session.guest.as_ref()).is_some_and(|guest| guest.claimed);
+        if let Some(unix) = self.unix_ms(now)
+            && asked.epoch.0 > unix.saturating_add(EPOCH_SLACK_MS)
+        {
+            if self.registry.get(&peer).is_some_and(|there| there.claimed && !claimed) {
+                return self.answer_register(id, asked.req, RegisterStatus::REFUSED, asked.epoch, 0);
+            }
+            // One that was made while our clock ran ahead would otherwise stand in the way until then. Whose id it is
+            // was asked before: a stranger's word changes nothing of another's registration.
+            self.registry.lower_epoch(&peer, Epoch(unix.saturating_sub(1)));
+            return self.answer_register(id, asked.req, RegisterStatus::AHEAD, Epoch(unix), 0);
+        }
         match self.registry.bind(peer, Registration { session: id, epoch: asked.epoch, claimed }) {
             Bound::Stale(epoch) => {
                 return self.answer_register(id, asked.req, RegisterStatus::STALE, epoch, 0);
@@ -191,8 +194,8 @@ impl Net {
         }
         let Some(guest) = self.table.get_mut(id).and_then(|session| session.guest.as_mut()) else { return };
         let news = !core::mem::replace(&mut guest.registered, true);
-        guest.lease = lease;
-        let lease_s = u32::try_from(lease.as_secs().max(1)).unwrap_or(u32::MAX);
+        guest.lease = lease.into();
+        let lease_s = u32::try_from(guest.lease.get().as_secs().max(1)).unwrap_or(u32::MAX);
         let frame = Frame::Registered {
             req: asked.req,
             status: RegisterStatus::OK,
@@ -222,7 +225,11 @@ impl Net {
     pub(super) fn on_unregister(&mut self, now: Time, id: SessionId, req: Req, epoch: Epoch) {
         let Some(session) = self.table.get_mut(id) else { return };
         let peer = session.peer;
-        if session.guest.as_mut().is_some_and(|guest| !guest.registers.take(now, 1)) {
+        if session
+            .guest
+            .as_mut()
+            .is_some_and(|guest| !self.guest_limits.registers.take(&mut guest.registers, now, 1))
+        {
             return self.stats.drop(Drop::OverBudget);
         }
         let ours = self.registry.get(&peer).is_some_and(|there| there.session == id && there.epoch <= epoch);
@@ -246,28 +253,33 @@ impl Net {
     pub(super) fn on_lookup(&mut self, now: Time, id: SessionId, req: Req, wanted: Id) {
         let own = self.config.id;
         let Some(session) = self.table.get_mut(id) else { return };
-        let in_budget =
-            session.guest.as_mut().filter(|guest| guest.registered).map(|guest| guest.lookups.take(now, 1));
+        let in_budget = session
+            .guest
+            .as_mut()
+            .filter(|guest| guest.registered)
+            .map(|guest| self.guest_limits.lookups.take(&mut guest.lookups, now, 1));
         let status = match in_budget {
             None => FoundStatus::REFUSED,
             Some(false) => FoundStatus::BUSY,
             Some(true) if wanted == own => FoundStatus::ONLINE,
             Some(true) => match self.registry.get(&wanted).map(|there| there.session) {
+                None if self.ask_elsewhere(id, req, wanted) => return,
                 None => FoundStatus::OFFLINE,
-                Some(there) => match self.presence(now, there, (id, req)) {
+                Some(there) => match self.presence(now, there, self.asker(id, req)) {
                     Some(status) => status,
                     None => return,
                 },
             },
         };
-        self.answer_lookup(id, req, status);
+        self.answer_lookup(self.asker(id, req), status);
     }
 
     /// Whether a registered net is there: at once if it was heard just now. Else it is asked, and the answer follows.
-    fn presence(&mut self, now: Time, there: SessionId, asker: (SessionId, Req)) -> Option<FoundStatus> {
+    pub(super) fn presence(&mut self, now: Time, there: SessionId, asker: Asker) -> Option<FoundStatus> {
+        let is_itself = asker == self.asker(there, asker.req);
         let session = self.table.get_mut(there)?;
         let Some(guest) = session.guest.as_mut() else { return Some(FoundStatus::OFFLINE) };
-        if now.since(session.last_heard) < JUST_HEARD || asker.0 == there {
+        if now.since(session.last_heard) < JUST_HEARD || is_itself {
             return Some(FoundStatus::ONLINE);
         }
         if guest.askers.contains(&asker) {
@@ -292,12 +304,13 @@ impl Net {
             .get_mut(there)
             .and_then(|session| session.guest.as_mut())
             .map(|guest| core::mem::take(&mut guest.askers));
-        for (asker, req) in askers.unwrap_or_default() {
-            self.answer_lookup(asker, req, status);
+        for asker in askers.unwrap_or_default() {
+            self.answer_lookup(asker, status);
         }
     }
 
-    fn answer_lookup(&mut self, id: SessionId, req: Req, status: FoundStatus) {
+    pub(super) fn answer_lookup(&mut self, asker: Asker, status: FoundStatus) {
+        let Some((id, req)) = self.asker_here(asker) else { return self.answer_elsewhere(asker, status) };
         let is_here = matches!(status, FoundStatus::ONLINE | FoundStatus::SILENT);
         let home = if is_here { self.config.id } else { Id::ANY };
         self.answer(id, Frame::Found { req, status, home });

@@ -20,14 +20,16 @@ use super::{
     timers,
 };
 use crate::{
+    config::Rate,
     error::{CloseReason, CommandError, ControlError},
     event::{Event, RequestId, SessionId},
+    relay::budget::TokenBucket,
     session::{
         keys::{DhSecret, NetKey, Role},
         pn::Pn,
     },
     stats::Drop,
-    time::Time,
+    time::{Duration, Time},
     wire::{
         bundle::PlainWriter,
         frame::{CloseCode, Frame, KeyBytes, Req},
@@ -48,9 +50,18 @@ pub(crate) struct Renewal {
     /// Until when the generation before still opens, once that is known.
     previous_until: Option<Time>,
     pub(super) token: Option<TokenChange>,
+    /// Exchanges that this session has left, while that is not all of them.
+    exchanges: Option<Exchanges>,
     /// When the last question stayed unanswered in a peer's silence; the next goes when it is heard again, so that
     /// nobody who sleeps is called for hours.
     given_up: Option<Time>,
+}
+
+/// One session's share of the key exchanges.
+struct Exchanges {
+    bucket: TokenBucket,
+    /// All of them are there again.
+    full_at: Time,
 }
 
 /// Whom to tell that something has changed, and when to tell that it took too long. The change itself goes on.
@@ -119,7 +130,8 @@ impl Renewal {
         let wishes = self.wishes.iter().chain(self.asked.iter().map(|asked| &asked.wish));
         let users = wishes.filter_map(|wish| wish.user).map(|user| user.patience_until);
         let token = self.token.as_ref().map_or(Time::NEVER, TokenChange::deadline);
-        users.chain(self.previous_until).min().unwrap_or(Time::NEVER).min(token)
+        let full_at = self.exchanges.as_ref().map(|exchanges| exchanges.full_at);
+        users.chain(self.previous_until).chain(full_at).min().unwrap_or(Time::NEVER).min(token)
     }
 
     /// Writes the REKEYED that is owed; false if it needs the next packet.
@@ -162,6 +174,21 @@ impl Renewal {
             && self.answered.is_none()
             && self.previous_until.is_none()
             && self.token.is_none()
+            && self.exchanges.is_none()
+    }
+
+    /// Takes one exchange of those that this session has left.
+    fn take_exchange(&mut self, now: Time, rate: Rate) -> bool {
+        let bucket = || TokenBucket::new(rate.per_second, rate.burst);
+        // A bucket that has what is left of its burst too refills in as long as all of it takes.
+        let refill = Duration::from_secs(u64::from(rate.burst / rate.per_second.max(1)) + 1);
+        let exchanges =
+            self.exchanges.get_or_insert_with(|| Exchanges { bucket: bucket(), full_at: now + refill });
+        let taken = exchanges.bucket.take(now, 1);
+        if taken {
+            exchanges.full_at = now + refill;
+        }
+        taken
     }
 
     /// Takes out the users whose patience is over.
@@ -181,14 +208,14 @@ impl Renewal {
 impl Session {
     /// The instant at which something of a change of keys or tokens is due.
     pub(crate) fn renewal_due(&self) -> Time {
-        self.renewal.as_ref().map_or(Time::NEVER, |renewal| renewal.deadline())
+        self.rare.renewal.as_ref().map_or(Time::NEVER, |renewal| renewal.deadline())
     }
 
     /// This session's keys are another handshake's now: what was agreed on under the old ones is void. What was asked
     /// for is asked for again under the new ones.
     pub(crate) fn restart_renewal(&mut self) {
         self.control.withdraw(|ask| matches!(ask, Ask::Rekey | Ask::NewToken | Ask::Announce { .. }));
-        let Some(renewal) = &mut self.renewal else { return };
+        let Some(renewal) = self.renewal_mut() else { return };
         if let Some(asked) = renewal.asked.take() {
             renewal.wishes.push_front(asked.wish);
         }
@@ -198,8 +225,8 @@ impl Session {
     /// Frees what a change that is over leaves behind.
     pub(super) fn tidy_renewal(&mut self) {
         let has_other_keys = self.secure.as_ref().is_some_and(|secure| secure.has_other_keys());
-        if !has_other_keys && self.renewal.as_ref().is_some_and(|renewal| renewal.is_over()) {
-            self.renewal = None;
+        if !has_other_keys && self.rare.renewal.as_ref().is_some_and(|renewal| renewal.is_over()) {
+            self.take_renewal();
         }
     }
 }
@@ -220,7 +247,7 @@ impl Net {
         let secret = secret.map(Secret::new).transpose()?;
         let user = self.control_user(now, session, id)?;
         let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
-        let renewal = state.renewal.get_or_insert_default();
+        let renewal = state.rare.begin().renewal.get_or_insert_default();
         if renewal.wishes.len() >= MAX_WISHES {
             return Err(CommandError::QueueFull);
         }
@@ -259,7 +286,7 @@ impl Net {
         if !secure.is_rekey_due(now, packets, interval) || secure.is_prepared() {
             return;
         }
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if !renewal.is_rekeying() {
             renewal.wishes.push_back(Wish { user: None, secret: None, yielded: false });
             self.touch(id);
@@ -280,11 +307,12 @@ impl Net {
     /// Starts what waits, and asks again for what has no answer. Called before a session's packets leave.
     pub(super) fn renew(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.is_open()) else { return };
-        let (Some(renewal), Some(secure)) = (&session.renewal, &session.secure) else { return };
+        let (Some(renewal), Some(secure)) = (&session.rare.renewal, &session.secure) else { return };
         let begins = renewal.asked.is_none() && !renewal.wishes.is_empty() && !secure.is_prepared();
         let ephemeral = begins.then(|| self.ephemeral());
         let Some(session) = self.table.get_mut(id) else { return };
-        let (Some(renewal), Some(secure)) = (&mut session.renewal, &session.secure) else { return };
+        let renewal = session.rare.get_mut().and_then(|rare| rare.renewal.as_mut());
+        let (Some(renewal), Some(secure)) = (renewal, &session.secure) else { return };
         if let Some(ephemeral) = ephemeral
             && let Some(wish) = renewal.wishes.pop_front()
         {
@@ -327,7 +355,7 @@ impl Net {
             // Late: that generation is up.
             return self.stats.drop(Drop::Replayed);
         }
-        if let Some(renewal) = &mut session.renewal {
+        if let Some(renewal) = session.renewal_mut() {
             match &mut renewal.answered {
                 Some(answered) if answered.theirs == *question.ephemeral => {
                     (answered.req, answered.is_owed) = (question.req, true);
@@ -340,7 +368,9 @@ impl Net {
                 return;
             }
         }
-        if !self.dh_budget.take(now) {
+        // The session's own first: one peer alone must not leave nothing for the others.
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
+        if !renewal.take_exchange(now, self.config.limits.rekey_rate) || !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
         let ephemeral = self.ephemeral();
@@ -349,7 +379,7 @@ impl Net {
         let Some(secure) = &mut session.secure else { return };
         secure.prepare(session.role, &shared, Some(question.key.expose()));
         session.control.withdraw(|ask| matches!(ask, Ask::Rekey | Ask::Announce { .. }));
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if let Some(Asked { wish, .. }) = renewal.asked.take() {
             renewal.wishes.push_front(Wish { yielded: true, ..wish });
         }
@@ -365,15 +395,17 @@ impl Net {
 
     fn on_rekeyed(&mut self, now: Time, id: SessionId, req: Req, generation: u32, theirs: &[u8; 32]) {
         let Some(session) = self.table.get_mut(id).filter(|session| session.is_up()) else { return };
-        let (Some(renewal), Some(secure)) = (&mut session.renewal, &mut session.secure) else { return };
+        let renewal = session.rare.get_mut().and_then(|rare| rare.renewal.as_mut());
+        let (Some(renewal), Some(secure)) = (renewal, &mut session.secure) else { return };
         let is_awaited = session.control.has_asked(req, &Ask::Rekey);
-        let Some(asked) = renewal.asked.as_ref().filter(|asked| is_awaited && asked.generation == generation)
-        else {
+        let is_asked = renewal.asked.as_ref().is_some_and(|asked| asked.generation == generation);
+        if !is_awaited || !is_asked {
             return self.stats.drop(Drop::Replayed);
-        };
-        if !self.dh_budget.take(now) {
+        }
+        if !renewal.take_exchange(now, self.config.limits.rekey_rate) || !self.dh_budget.take(now) {
             return self.stats.drop(Drop::OverBudget);
         }
+        let Some(asked) = renewal.asked.as_ref() else { return };
         let Ok(shared) = asked.ephemeral.agree(theirs) else { return self.stats.drop(Drop::BadFrame) };
         let Some(Asked { wish, .. }) = renewal.asked.take() else { return };
         secure.switch(session.role, &shared, wish.secret.as_ref().map(Secret::expose));
@@ -381,7 +413,7 @@ impl Net {
         renewal.previous_until = None;
         if let Some(asking) = session.control.answered(req, |ask| *ask == Ask::Rekey) {
             secure.answered(Pn(asking.first_pn));
-            session.keepalive.last_answer = now;
+            session.was_answered(now);
         }
         self.stats.rekeys += 1;
         self.control_done(wish.user, Ok(()));
@@ -393,7 +425,7 @@ impl Net {
         let until = now + 3 * session.line.rto(&self.line_config);
         let Some(secure) = &session.secure else { return };
         let has_switched = secure.generation() != before;
-        let renewal = session.renewal.get_or_insert_default();
+        let renewal = session.rare.begin().renewal.get_or_insert_default();
         if secure.peer_follows() == Some(true) && renewal.previous_until.is_none() {
             renewal.previous_until = Some(until);
         }
@@ -416,8 +448,9 @@ impl Net {
         let Some(session) = self.table.get_mut(id).filter(|session| now >= session.renewal_due()) else {
             return;
         };
-        let Some(renewal) = &mut session.renewal else { return };
+        let Some(renewal) = session.renewal_mut() else { return };
         let impatient = renewal.take_impatient(now);
+        renewal.exchanges.take_if(|exchanges| now >= exchanges.full_at);
         if renewal.previous_until.take_if(|until| now >= *until).is_some()
             && let Some(secure) = &mut session.secure
         {

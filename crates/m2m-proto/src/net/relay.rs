@@ -23,10 +23,30 @@ pub(super) struct Relayed<'a> {
     pub(super) inner: &'a [u8],
 }
 
+impl<'a> Relayed<'a> {
+    /// As it leaves for the next hop.
+    fn one_hop_on(self) -> Relayed<'a> {
+        Relayed { hop_limit: self.hop_limit.min(MAX_HOP_LIMIT).saturating_sub(1), ..self }
+    }
+
+    /// What its sender is told about it; nothing if it is too short to be named.
+    pub(super) fn error(&self, code: ErrorCode) -> Option<Frame<'static>> {
+        let packet = self.inner.last_chunk::<8>().copied()?;
+        Some(Frame::Error { code, dst: self.dst, src: self.src, packet })
+    }
+
+    pub(super) fn frame(self) -> Frame<'a> {
+        let Relayed { hop_limit, flags, dst, src, inner } = self;
+        Frame::Relay { hop_limit, flags, dst, src, inner }
+    }
+}
+
 /// Where a RELAY goes.
 enum Verdict {
     Mine(Id),
     Forward(SessionId),
+    /// The destination, if it is registered at all, is so at another shard.
+    HandOver(u8),
     Refuse(ErrorCode, Drop),
     Ignore(Drop),
 }
@@ -45,13 +65,8 @@ impl Net {
                 self.receive(now, Origin::Through { neighbour, src: relayed.src }, &mut inner);
                 self.recycle(inner);
             }
-            Verdict::Forward(to) => {
-                self.stats.relayed += 1;
-                self.stats.relayed_bytes += relayed.inner.len() as u64;
-                let hop_limit = relayed.hop_limit.min(MAX_HOP_LIMIT) - 1;
-                let Relayed { flags, dst, src, inner, .. } = relayed;
-                self.send_hop(now, to, &Frame::Relay { hop_limit, flags, dst, src, inner });
-            }
+            Verdict::Forward(to) => self.forward(now, to, relayed.one_hop_on()),
+            Verdict::HandOver(shard) => self.hand_relay(shard, from, relayed.one_hop_on()),
             Verdict::Refuse(code, reason) => {
                 self.stats.drop(reason);
                 self.answer_error(now, from, code, &relayed);
@@ -80,38 +95,64 @@ impl Net {
         if relayed.dst == own {
             return Verdict::Mine(relayed.src);
         }
-        let len = relayed.inner.len() as u32;
-        if !guest.out_packets.take(now, 1) || !guest.out_bytes.take(now, len) {
-            return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
-        }
         if !self.config.relay {
             return Verdict::Ignore(Drop::NotMine);
+        }
+        let (len, limits) = (relayed.inner.len() as u32, &self.guest_limits);
+        if !limits.packets.take(&mut guest.out_packets, now, 1)
+            || !limits.bytes.take(&mut guest.out_bytes, now, len)
+        {
+            return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
         }
         if relayed.hop_limit <= 1 {
             return Verdict::Refuse(ErrorCode::HOP_LIMIT, Drop::HopLimit);
         }
         let there = self.registry.get(&relayed.dst).map(|registration| registration.session);
         let Some(to) = there.filter(|to| *to != from) else {
-            return Verdict::Refuse(ErrorCode::NO_ROUTE, Drop::NoRoute);
+            return match self.home_elsewhere(relayed.dst) {
+                Some(shard) => Verdict::HandOver(shard),
+                None => Verdict::Refuse(ErrorCode::NO_ROUTE, Drop::NoRoute),
+            };
         };
-        let Some(guest) = self.table.get_mut(to).and_then(|session| session.guest.as_mut()) else {
-            return Verdict::Refuse(ErrorCode::NO_ROUTE, Drop::NoRoute);
-        };
-        if !guest.in_packets.take(now, 1) || !guest.in_bytes.take(now, len) {
-            return Verdict::Refuse(ErrorCode::REFUSED, Drop::OverBudget);
+        match self.takes(now, to, len) {
+            Ok(()) => Verdict::Forward(to),
+            Err((code, reason)) => Verdict::Refuse(code, reason),
         }
-        Verdict::Forward(to)
+    }
+
+    /// Whether the destination of a RELAY may get so many bytes more.
+    pub(super) fn takes(&mut self, now: Time, to: SessionId, len: u32) -> Result<(), (ErrorCode, Drop)> {
+        let Some(guest) = self.table.get_mut(to).and_then(|session| session.guest.as_mut()) else {
+            return Err((ErrorCode::NO_ROUTE, Drop::NoRoute));
+        };
+        let limits = &self.guest_limits;
+        if !limits.packets.take(&mut guest.in_packets, now, 1)
+            || !limits.bytes.take(&mut guest.in_bytes, now, len)
+        {
+            return Err((ErrorCode::REFUSED, Drop::OverBudget));
+        }
+        Ok(())
+    }
+
+    /// Sends a RELAY on, in the session of the one that it is for.
+    pub(super) fn forward(&mut self, now: Time, to: SessionId, relayed: Relayed<'_>) {
+        self.stats.relayed += 1;
+        self.stats.relayed_bytes += relayed.inner.len() as u64;
+        self.send_hop(now, to, &relayed.frame());
     }
 
     /// Tells the neighbour why its packet went no further; seldom, so that errors never become the flood.
     fn answer_error(&mut self, now: Time, to: SessionId, code: ErrorCode, relayed: &Relayed<'_>) {
-        let Some(packet) = relayed.inner.last_chunk::<8>().copied() else { return };
+        if let Some(frame) = relayed.error(code) {
+            self.send_error(now, to, frame);
+        }
+    }
+
+    pub(super) fn send_error(&mut self, now: Time, to: SessionId, frame: Frame<'static>) {
         let Some(session) = self.table.get_mut(to) else { return };
-        let config = &self.config;
-        let guest =
-            session.guest.get_or_insert_with(|| alloc::boxed::Box::new(super::session::Guest::new(config)));
-        if guest.errors.take(now, 1) {
-            session.control.once(Frame::Error { code, dst: relayed.dst, src: relayed.src, packet });
+        let guest = session.guest.get_or_insert_default();
+        if self.guest_limits.errors.take(&mut guest.errors, now, 1) {
+            session.control.once(frame);
             self.touch(to);
         }
     }

@@ -13,15 +13,15 @@ use crate::{
     time::Time,
     wire::{
         bundle::PlainWriter,
-        frame::{Frame, Req},
+        frame::{DoneStatus, Frame, Req},
         packet::Token,
     },
 };
 
 /// DONE: the peer takes the token.
-const TAKEN: u8 = 0;
+const TAKEN: u8 = DoneStatus::DONE.0;
 /// DONE: this is no token.
-const NO_TOKEN: u8 = 1;
+const NO_TOKEN: u8 = DoneStatus::BAD_TOKEN.0;
 
 /// A token update under way.
 pub(crate) struct TokenChange {
@@ -81,7 +81,7 @@ impl Net {
     ) -> Result<(), CommandError> {
         let user = self.control_user(now, session, id)?;
         let state = self.table.get_mut(session).ok_or(CommandError::Stale)?;
-        if let Some(renewal) = &mut state.renewal {
+        if let Some(renewal) = state.renewal_mut() {
             renewal.wake();
             if let Some(change) = &mut renewal.token {
                 if change.is_wanted_again {
@@ -107,7 +107,7 @@ impl Net {
         }
         if let Some(session) = self.table.get_mut(id) {
             let change = TokenChange { step: Step::Asked(token), user, is_wanted_again: false, next: None };
-            session.renewal.get_or_insert_default().token = Some(change);
+            session.rare.begin().renewal.get_or_insert_default().token = Some(change);
         }
         true
     }
@@ -136,10 +136,10 @@ impl Net {
         if let Some(secure) = &mut session.secure {
             secure.answered(Pn(asking.first_pn));
         }
-        session.keepalive.last_answer = now;
+        session.was_answered(now);
         let old = session.own_token;
         let until = now + 3 * session.line.rto(&self.line_config);
-        let Some(change) = session.renewal.as_mut().and_then(|renewal| renewal.token.as_mut()) else {
+        let Some(change) = session.renewal_mut().and_then(|renewal| renewal.token.as_mut()) else {
             return;
         };
         let Step::Asked(token) = change.step else { return };
@@ -157,7 +157,7 @@ impl Net {
     /// Drops the old token once its time is over, and begins with the next that was asked for.
     pub(super) fn token_timeout(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let Some(renewal) = &mut session.renewal else { return };
+        let Some(renewal) = session.renewal_mut() else { return };
         let over = |change: &mut TokenChange| matches!(change.step, Step::Old { until, .. } if now >= until);
         let Some(TokenChange { step: Step::Old { token, .. }, is_wanted_again, next, .. }) =
             renewal.token.take_if(over)

@@ -10,17 +10,20 @@ use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::net::SocketAddr;
 
 use super::{
+    lazy::{Lazy, Rest, Spare},
     netkey::Offer,
     path::Roaming,
     pinning::{Pin, Prover, Proving},
     recover::{Opener, Tails},
     rekey::Renewal,
+    shard::Asker,
+    table::Slot,
 };
 use crate::{
     coap::line::Line,
     event::{RequestId, SessionId},
     id::Id,
-    relay::budget::TokenBucket,
+    relay::budget::{Gauge, Level},
     session::{
         Secure, handshake,
         keys::{self, Role},
@@ -74,8 +77,9 @@ pub(crate) struct HalfOpen {
     pub(crate) ephemeral: [u8; 32],
     /// The answer, for INITs that come again.
     pub(crate) resp: [u8; 104],
-    /// Where the answer went to, the latest first.
-    pub(crate) answered: [Option<Path>; 4],
+    /// Where the answer went to, and when last. None is given up for another: whoever copies INITs from many places
+    /// would drive the initiator's own out.
+    pub(crate) answered: [Option<(Path, Time)>; 4],
     /// The place of several that was asked to show that it is there, and with what.
     pub(crate) challenge: Option<(Path, [u8; 8])>,
     pub(crate) expires: Time,
@@ -84,10 +88,19 @@ pub(crate) struct HalfOpen {
 }
 
 impl HalfOpen {
-    pub(crate) fn answered_to(&mut self, path: Path) {
-        if !self.answered.contains(&Some(path)) {
-            self.answered.rotate_right(1);
-            self.answered[0] = Some(path);
+    /// Whether RESP may go there now: to few places, and to each not again within `pause`.
+    pub(crate) fn may_answer_to(&self, path: Path, now: Time, pause: Duration) -> bool {
+        match self.answered.iter().flatten().find(|(place, _)| *place == path) {
+            Some((_, last)) => now.since(*last) >= pause,
+            None => self.answered.contains(&None),
+        }
+    }
+
+    pub(crate) fn answered_to(&mut self, path: Path, now: Time) {
+        let known = self.answered.iter().position(|place| place.is_some_and(|(place, _)| place == path));
+        let free = || self.answered.iter().position(Option::is_none);
+        if let Some(place) = known.or_else(free).and_then(|at| self.answered.get_mut(at)) {
+            *place = Some((path, now));
         }
     }
 
@@ -103,53 +116,120 @@ impl HalfOpen {
 
     /// Whoever could make a first packet had our RESP, so it comes from where that went.
     pub(crate) fn takes_from(&self, path: Path) -> bool {
-        self.answered.contains(&Some(path))
+        self.answered.iter().flatten().any(|(place, _)| *place == path)
     }
 }
 
+/// What is kept of a session at rest is in here, and small, for a server has a million of them; the rest is boxed, and
+/// only there while it is needed.
 pub(crate) struct Session {
     pub(crate) peer: Id,
-    pub(crate) next_of_peer: Option<u32>,
+    /// What tells it from others that had its slot; the table sets it.
+    pub(crate) generation: u32,
+    /// The next session with the same peer.
+    pub(crate) next_of_peer: Option<Slot>,
     /// What its packets to us are labelled with.
     pub(crate) own_token: Token,
-    /// Others that are honoured too: of a handshake that is to renew it, and the one before a token update.
-    pub(crate) more_tokens: [Option<Token>; 2],
     pub(crate) role: Role,
     pub(crate) path: Path,
     pub(crate) state: State,
     /// The keys; none before RESP.
-    pub(crate) secure: Option<Box<Secure>>,
+    pub(crate) secure: Option<Secure>,
     pub(crate) line: Line,
     pub(crate) control: Control,
-    pub(crate) keepalive: Keepalive,
+    /// The peer forgets or is forgotten after so much silence.
+    pub(crate) silence: Span,
     pub(crate) last_heard: Time,
     /// Initiator: something opened that the peer sealed, so it has our CONFIRM.
     pub(crate) confirmed: bool,
     /// This is our session with the host of this place in the list.
-    pub(crate) host: Option<usize>,
-    /// What PROVE needs, on both sides, until the registration stands.
-    pub(crate) proof: Option<Box<Proof>>,
+    pub(crate) host: Option<HostPlace>,
     pub(crate) guest: Option<Box<Guest>>,
-    /// Other places where the peer may be; none while it stays where it is.
-    pub(crate) roaming: Option<Box<Roaming>>,
-    /// Initiator: what it takes to open the session anew.
-    pub(crate) opener: Option<Box<Opener>>,
-    /// Of packets that left lately, while an answer may be missing.
-    pub(crate) tails: Option<Box<Tails>>,
+    /// What few sessions have at a time.
+    pub(crate) rare: Lazy<Rare>,
     /// Responder: what was there of the sessions that its initiator named, if it named any; and how many it named in
     /// the packet that brought this one up, which is this one's own place in the initiator's list.
     pub(crate) memory: Option<(Memory, u8)>,
-    /// When the peer's last request came.
-    pub(crate) last_request: Time,
+    /// The second in which the peer's last request came, counted up.
+    pub(crate) last_request_s: u32,
+    pub(crate) max_udp: u16,
+    /// In the list of those that have something to send.
+    pub(crate) dirty: bool,
+}
+
+/// A place in the list of hosts.
+pub(crate) type HostPlace = u8;
+
+/// What a session begins with on either side.
+pub(crate) struct Beginning {
+    pub(crate) peer: Id,
+    pub(crate) own_token: Token,
+    pub(crate) role: Role,
+    pub(crate) path: Path,
+    pub(crate) state: State,
+    pub(crate) secure: Option<Secure>,
+    pub(crate) line: Line,
+    pub(crate) silence: Duration,
+    pub(crate) max_udp: u16,
+}
+
+impl Lazy<Rare> {
+    /// What it takes to open the session anew, while the session's other fields are in use too.
+    pub(crate) fn opener_mut(&mut self) -> Option<&mut Opener> {
+        self.get_mut()?.opener.as_deref_mut()
+    }
+}
+
+/// Memory of sessions that came to rest, for those that wake up.
+#[derive(Default)]
+pub(super) struct SpareParts {
+    pub(super) rare: Spare<Rare>,
+    pub(super) queues: Spare<Queues>,
+}
+
+/// What few sessions have at a time.
+#[derive(Default)]
+pub(crate) struct Rare {
+    /// Initiator: what keeps the session up, and what it takes to open it anew.
+    pub(crate) opener: Option<Box<Opener>>,
+    /// Tokens that are honoured too: of a handshake that is to renew the session, and the one before a token update.
+    pub(crate) more_tokens: [Option<Token>; 2],
+    /// What PROVE needs, on both sides, until the registration stands.
+    pub(crate) proof: Option<Box<Proof>>,
+    /// Other places where the peer may be; none while it stays where it is.
+    pub(crate) roaming: Option<Box<Roaming>>,
+    /// Of packets that left lately, while an answer may be missing.
+    pub(crate) tails: Option<Tails>,
     /// The device that the peer has to be.
     pub(crate) pin: Option<Box<Pin>>,
     /// Keys or a token that are on their way to change.
     pub(crate) renewal: Option<Box<Renewal>>,
-    pub(crate) max_udp: u16,
-    /// In the list of those that have something to send.
-    pub(crate) dirty: bool,
-    /// The instant that stands in the heap of deadlines for this session.
-    pub(crate) armed: Time,
+}
+
+impl Rest for Rare {
+    fn at_rest() -> &'static Rare {
+        static AT_REST: Rare = Rare {
+            opener: None,
+            more_tokens: [None; 2],
+            proof: None,
+            roaming: None,
+            tails: None,
+            pin: None,
+            renewal: None,
+        };
+        &AT_REST
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let Rare { opener, more_tokens, proof, roaming, tails, pin, renewal } = self;
+        opener.is_none()
+            && *more_tokens == [None; 2]
+            && proof.is_none()
+            && roaming.is_none()
+            && tails.is_none()
+            && pin.is_none()
+            && renewal.is_none()
+    }
 }
 
 pub(crate) enum Proof {
@@ -160,6 +240,7 @@ pub(crate) enum Proof {
 }
 
 /// What a host keeps of a peer that registers.
+#[derive(Default)]
 pub(crate) struct Guest {
     /// The device key that it proved to hold.
     pub(crate) proven: Option<[u8; 32]>,
@@ -168,18 +249,27 @@ pub(crate) struct Guest {
     /// A REGISTER whose claim is with the store.
     pub(crate) waiting: Option<Registering>,
     /// Its registration ends then; later with each packet.
-    pub(crate) lease: Duration,
+    pub(crate) lease: Span,
     pub(crate) registered: bool,
     /// Who asked whether it is there, while it is being asked itself.
-    pub(crate) askers: Vec<(SessionId, Req)>,
+    pub(crate) askers: Vec<Asker>,
     pub(crate) probed: Time,
-    pub(crate) registers: TokenBucket,
-    pub(crate) lookups: TokenBucket,
-    pub(crate) errors: TokenBucket,
-    pub(crate) out_packets: TokenBucket,
-    pub(crate) out_bytes: TokenBucket,
-    pub(crate) in_packets: TokenBucket,
-    pub(crate) in_bytes: TokenBucket,
+    pub(crate) registers: Level,
+    pub(crate) lookups: Level,
+    pub(crate) errors: Level,
+    pub(crate) out_packets: Level,
+    pub(crate) out_bytes: Level,
+    pub(crate) in_packets: Level,
+    pub(crate) in_bytes: Level,
+}
+
+/// What every guest may do.
+pub(super) struct GuestLimits {
+    pub(super) registers: Gauge,
+    pub(super) lookups: Gauge,
+    pub(super) errors: Gauge,
+    pub(super) packets: Gauge,
+    pub(super) bytes: Gauge,
 }
 
 #[derive(Clone, Copy)]
@@ -196,6 +286,16 @@ pub(crate) struct Registering {
 #[derive(Default)]
 pub(crate) struct Control {
     pub(crate) next_req: u16,
+    /// NETKEYs with a wrong mac that came.
+    pub(crate) wrong_macs: u8,
+    /// The proof in the queues is to be sent, for the first time or again.
+    pub(crate) proof_due: bool,
+    pub(crate) queues: Lazy<Queues>,
+}
+
+/// What waits to leave, or for an answer.
+#[derive(Default)]
+pub(crate) struct Queues {
     /// Those that want an answer.
     pub(crate) asks: Vec<Asking>,
     /// Those that leave once.
@@ -204,10 +304,18 @@ pub(crate) struct Control {
     pub(crate) offer: Option<Box<Offer>>,
     /// The proof of our device key that the peer asked for.
     pub(crate) proving: Option<Box<Proving>>,
-    /// It is to be sent, for the first time or again.
-    pub(crate) proof_due: bool,
-    /// NETKEYs with a wrong mac that came.
-    pub(crate) wrong_macs: u8,
+}
+
+impl Rest for Queues {
+    fn at_rest() -> &'static Queues {
+        static AT_REST: Queues =
+            Queues { asks: Vec::new(), once: VecDeque::new(), offer: None, proving: None };
+        &AT_REST
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.asks.is_empty() && self.once.is_empty() && self.offer.is_none() && self.proving.is_none()
+    }
 }
 
 /// A registered net that does not answer its host for so long is told to be silent.
@@ -289,91 +397,160 @@ impl Control {
                 | Ask::NewToken
                 | Ask::Announce { .. }
         );
-        if !own && self.asks.len() >= MAX_ASKS {
+        if !own && self.queues.asks.len() >= MAX_ASKS {
             return false;
         }
         let req = Req(self.next_req);
         self.next_req = self.next_req.wrapping_add(1);
-        self.asks.push(Asking { req, what, sent: 0, first_sent: now, first_pn: 0, due: now });
+        self.queues.begin().asks.push(Asking { req, what, sent: 0, first_sent: now, first_pn: 0, due: now });
         true
     }
 
     /// Takes the question out that an answer with `req` belongs to, if `fits` says that it is of that kind.
     pub(crate) fn answered(&mut self, req: Req, fits: impl Fn(&Ask) -> bool) -> Option<Asking> {
-        let at = self.asks.iter().position(|ask| ask.req == req && fits(&ask.what))?;
-        Some(self.asks.swap_remove(at))
+        let asks = &mut self.queues.get_mut()?.asks;
+        let at = asks.iter().position(|ask| ask.req == req && fits(&ask.what))?;
+        Some(asks.swap_remove(at))
     }
 
     /// All questions leave again, under new keys, as if for the first time.
     pub(crate) fn ask_again(&mut self, now: Time) {
-        self.asks.iter_mut().for_each(|ask| (ask.sent, ask.due, ask.first_pn) = (0, now, u64::MAX));
+        self.asks_mut().for_each(|ask| (ask.sent, ask.due, ask.first_pn) = (0, now, u64::MAX));
     }
 
     /// Whoever is at the other end has to prove first that it is the one meant: what is not about that waits.
     pub(crate) fn hold_back(&mut self) {
         let may_leave = |ask: &Ask| matches!(ask, Ask::Ping { .. } | Ask::Probe | Ask::Prove);
-        self.asks.iter_mut().filter(|ask| !may_leave(&ask.what)).for_each(|ask| ask.due = Time::NEVER);
+        self.asks_mut().filter(|ask| !may_leave(&ask.what)).for_each(|ask| ask.due = Time::NEVER);
     }
 
     /// It has.
     pub(crate) fn let_go(&mut self, now: Time) {
-        self.asks.iter_mut().filter(|ask| ask.due == Time::NEVER).for_each(|ask| ask.due = now);
+        self.asks_mut().filter(|ask| ask.due == Time::NEVER).for_each(|ask| ask.due = now);
     }
 
     /// Asks, unless the same question is open already.
     pub(crate) fn ensure(&mut self, what: Ask, now: Time) {
-        if self.asks.iter().all(|ask| ask.what != what) {
+        if self.queues.asks.iter().all(|ask| ask.what != what) {
             self.ask(what, now);
         }
     }
 
     pub(crate) fn has_asked(&self, req: Req, what: &Ask) -> bool {
-        self.asks.iter().any(|ask| ask.req == req && ask.what == *what)
+        self.queues.asks.iter().any(|ask| ask.req == req && ask.what == *what)
     }
 
     /// Asks no longer; an answer means nothing any more.
     pub(crate) fn withdraw(&mut self, which: impl Fn(&Ask) -> bool) {
-        self.asks.retain(|ask| !which(&ask.what));
+        if let Some(queues) = self.queues.get_mut() {
+            queues.asks.retain(|ask| !which(&ask.what));
+        }
     }
 
     pub(crate) fn is_announcing(&self) -> bool {
-        self.asks.iter().any(|ask| matches!(ask.what, Ask::Announce { .. }))
+        self.queues.asks.iter().any(|ask| matches!(ask.what, Ask::Announce { .. }))
     }
 
     /// Queues a frame. When too many wait it is dropped: whoever wants its answer asks again.
     pub(crate) fn once(&mut self, frame: Frame<'static>) {
-        if self.once.len() < MAX_ONCE {
-            self.once.push_back(frame);
+        if self.queues.once.len() < MAX_ONCE {
+            self.queues.begin().once.push_back(frame);
         }
     }
 
     /// The question for the peer's proof goes along with the next packet: only the first one that arrives can bring it.
     pub(crate) fn prove_now(&mut self, now: Time) {
-        self.asks.iter_mut().filter(|ask| ask.what == Ask::Prove).for_each(|ask| ask.due = now);
+        self.asks_mut().filter(|ask| ask.what == Ask::Prove).for_each(|ask| ask.due = now);
     }
 
     pub(crate) fn pinging(&self) -> bool {
-        self.asks.iter().any(|ask| matches!(ask.what, Ask::Ping { user: None, .. }))
+        self.queues.asks.iter().any(|ask| matches!(ask.what, Ask::Ping { user: None, .. }))
+    }
+
+    /// The open questions, to be changed.
+    pub(crate) fn asks_mut(&mut self) -> impl Iterator<Item = &mut Asking> {
+        self.queues.get_mut().into_iter().flat_map(|queues| &mut queues.asks)
+    }
+
+    /// The open questions, which are no longer.
+    pub(crate) fn take_asks(&mut self) -> Vec<Asking> {
+        self.queues.get_mut().map(|queues| core::mem::take(&mut queues.asks)).unwrap_or_default()
+    }
+
+    /// What was to leave once leaves no more.
+    pub(crate) fn clear_once(&mut self) {
+        if let Some(queues) = self.queues.get_mut() {
+            queues.once.clear();
+        }
+    }
+
+    /// The net key on offer is no longer.
+    pub(crate) fn withdraw_offer(&mut self) {
+        if let Some(queues) = self.queues.get_mut() {
+            queues.offer = None;
+        }
     }
 
     fn next_due(&self) -> Time {
-        self.asks.iter().map(|ask| ask.due).min().unwrap_or(Time::NEVER)
+        self.queues.asks.iter().map(|ask| ask.due).min().unwrap_or(Time::NEVER)
     }
 }
 
-/// Who pings when.
+/// When the initiator pings.
 pub(crate) struct Keepalive {
-    /// Ours: the interval now; zero on the responder's side.
     pub(crate) interval: Duration,
     /// The last packet of ours that was answered.
     pub(crate) last_answer: Time,
     /// Where the peer saw our last ping come from.
     pub(crate) observed: Option<SocketAddr>,
-    /// The peer forgets or is forgotten after so much silence.
-    pub(crate) silence: Duration,
+}
+
+/// A duration of up to seven weeks in whole milliseconds.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Span(u32);
+
+impl Span {
+    pub(crate) fn get(self) -> Duration {
+        Duration::from_millis(self.0.into())
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Span {
+        let millis = duration.as_nanos().div_ceil(1_000_000);
+        Span(u32::try_from(millis).unwrap_or(u32::MAX))
+    }
 }
 
 impl Session {
+    /// A session of which nothing was heard yet.
+    pub(crate) fn new(now: Time, beginning: Beginning) -> Session {
+        let Beginning { peer, own_token, role, path, state, secure, line, silence, max_udp } = beginning;
+        Session {
+            peer,
+            generation: 0,
+            next_of_peer: None,
+            own_token,
+            role,
+            path,
+            state,
+            secure,
+            line,
+            control: Control::default(),
+            silence: silence.into(),
+            last_heard: now,
+            // Whoever answers an INIT has nothing to confirm.
+            confirmed: role == Role::Responder,
+            host: None,
+            guest: None,
+            rare: Lazy::default(),
+            memory: None,
+            last_request_s: 0,
+            max_udp,
+            dirty: false,
+        }
+    }
+
     /// The instant at which something is due, whatever it is.
     pub(crate) fn deadline(&self) -> Time {
         match &self.state {
@@ -387,33 +564,37 @@ impl Session {
                 .next_timeout()
                 .min(self.control.next_due())
                 .min(self.ping_due())
-                .min(self.last_heard + self.keepalive.silence)
+                .min(self.last_heard + self.silence.get())
                 .min(self.lease_due())
-                .min(self.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
+                .min(self.rare.opener.as_ref().map_or(Time::NEVER, |opener| opener.deadline()))
                 .min(self.renewal_due())
-                .min(self.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
+                .min(self.rare.roaming.as_ref().map_or(Time::NEVER, |roaming| roaming.deadline()))
                 .min(self.proof_due())
                 .min(self.probe_due()),
         }
     }
 
     pub(crate) fn ping_due(&self) -> Time {
-        if self.keepalive.interval.is_zero() || self.control.pinging() {
-            return Time::NEVER;
+        match self.rare.opener.as_ref().map(|opener| &opener.keepalive) {
+            Some(Keepalive { interval, last_answer, .. })
+                if !interval.is_zero() && !self.control.pinging() =>
+            {
+                *last_answer + *interval
+            }
+            _ => Time::NEVER,
         }
-        self.keepalive.last_answer + self.keepalive.interval
     }
 
     pub(crate) fn lease_due(&self) -> Time {
         match &self.guest {
-            Some(guest) if guest.registered => self.last_heard + guest.lease,
+            Some(guest) if guest.registered => self.last_heard + guest.lease.get(),
             _ => Time::NEVER,
         }
     }
 
     /// When a PROVE that did not come is not waited for any more.
     pub(crate) fn proof_due(&self) -> Time {
-        match self.proof.as_deref() {
+        match self.rare.proof.as_deref() {
             Some(Proof::Expected { until, .. }) => *until,
             _ => Time::NEVER,
         }
@@ -427,6 +608,83 @@ impl Session {
         }
     }
 
+    pub(crate) fn opener_mut(&mut self) -> Option<&mut Opener> {
+        self.rare.opener_mut()
+    }
+
+    pub(crate) fn keepalive_mut(&mut self) -> Option<&mut Keepalive> {
+        Some(&mut self.opener_mut()?.keepalive)
+    }
+
+    /// Pings at least so often from now on, if it pings at all.
+    pub(crate) fn cap_ping_interval(&mut self, cap: Duration) {
+        if let Some(keepalive) = self.keepalive_mut() {
+            keepalive.interval = keepalive.interval.min(cap);
+        }
+    }
+
+    /// The peer asked something: what was before may be repeated by it.
+    pub(crate) fn note_request(&mut self, now: Time) {
+        self.last_request_s = u32::try_from(now.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX);
+    }
+
+    /// No earlier than the peer's last request.
+    pub(crate) fn last_request(&self) -> Time {
+        Time::ZERO + Duration::from_secs(self.last_request_s.into())
+    }
+
+    /// A packet of ours was answered.
+    pub(crate) fn was_answered(&mut self, now: Time) {
+        if let Some(keepalive) = self.keepalive_mut() {
+            keepalive.last_answer = now;
+        }
+    }
+
+    pub(crate) fn roaming_mut(&mut self) -> Option<&mut Roaming> {
+        self.rare.get_mut()?.roaming.as_deref_mut()
+    }
+
+    pub(crate) fn pin_mut(&mut self) -> Option<&mut Pin> {
+        self.rare.get_mut()?.pin.as_deref_mut()
+    }
+
+    pub(crate) fn renewal_mut(&mut self) -> Option<&mut Renewal> {
+        self.rare.get_mut()?.renewal.as_deref_mut()
+    }
+
+    pub(crate) fn take_renewal(&mut self) -> Option<Box<Renewal>> {
+        self.rare.get_mut()?.renewal.take()
+    }
+
+    pub(crate) fn take_proof(&mut self) -> Option<Box<Proof>> {
+        self.rare.get_mut()?.proof.take()
+    }
+
+    /// Nothing is under way, and nothing was asked that has no answer yet.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.line.is_idle() && self.control.queues.asks.is_empty()
+    }
+
+    /// Gives back what is empty.
+    pub(super) fn settle(&mut self, now: Time, spare: &mut SpareParts) {
+        if let Some(rare) = self.rare.get_mut() {
+            rare.roaming.take_if(|roaming| roaming.is_over(now));
+        }
+        self.rare.settle(&mut spare.rare);
+        self.control.queues.settle(&mut spare.queues);
+    }
+
+    /// Where a token stands that is honoured beside its own.
+    pub(crate) fn further_token(&mut self, token: Token) -> Option<&mut Option<Token>> {
+        let places = &mut self.rare.get_mut()?.more_tokens;
+        places.iter_mut().find(|place| **place == Some(token))
+    }
+
+    /// The place in the list of the host that this is our session with.
+    pub(crate) fn host_place(&self) -> Option<usize> {
+        self.host.map(usize::from)
+    }
+
     /// True for a session that an id is registered through, or will be if the store agrees.
     pub(crate) fn is_registrant(&self) -> bool {
         self.guest.as_ref().is_some_and(|guest| guest.registered || guest.waiting.is_some())
@@ -434,5 +692,22 @@ impl Session {
 
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.state, State::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_at_rest_is_small() {
+        assert!(size_of::<Session>() <= 424, "{}", size_of::<Session>());
+    }
+
+    #[test]
+    fn spans_are_rounded_up_and_have_an_end() {
+        let millis = |nanos| Span::from(Duration::from_nanos(nanos)).get();
+        assert_eq!([0, 1, 1_000_000].map(millis), [0, 1, 1].map(Duration::from_millis));
+        assert_eq!(Span::from(Duration::MAX).get(), Duration::from_millis(u32::MAX.into()));
     }
 }

@@ -18,8 +18,6 @@ use crate::{
     time::{Duration, Time},
 };
 
-/// A host that leaves this unanswered is silent, where there is another to go to.
-const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a host is kept beside a better one at least: peers come back to that one within as long as they wait
 /// between two attempts.
 const LINGER: Duration = Duration::from_secs(60);
@@ -75,9 +73,10 @@ impl Net {
         if self.hosts.len() < 2 {
             return;
         }
+        let patience = self.config.timers.host_patience;
         if let Some(State::Connecting(connecting)) = self.table.get_mut(id).map(|session| &mut session.state)
         {
-            connecting.deadline = connecting.deadline.min(connecting.first_sent + PATIENCE);
+            connecting.deadline = connecting.deadline.min(connecting.first_sent + patience);
         }
         self.arm(id);
     }
@@ -224,7 +223,7 @@ impl Net {
     pub(super) fn expect_answer(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.waits_for_answer()) else { return };
         let place = match session.path {
-            _ if session.host.is_some() => session.host,
+            _ if session.host.is_some() => session.host_place(),
             Path::Through(neighbour) => self.hosts.iter().position(|host| host.id == neighbour),
             Path::Direct(_) => None,
         };
@@ -262,7 +261,7 @@ impl Session {
     fn waits_for_answer(&self) -> bool {
         match self.state {
             State::Connecting(_) => true,
-            State::Up => self.line.in_flight() > 0 || self.control.asks.iter().any(|ask| ask.sent > 0),
+            State::Up => self.line.in_flight() > 0 || self.control.queues.asks.iter().any(|ask| ask.sent > 0),
             _ => false,
         }
     }

@@ -1,53 +1,72 @@
 //! Every session of a net: by slot, by token, by peer. Nothing here walks more than one peer's sessions.
+//!
+//! The indexes hold slots and no keys, which the sessions have themselves, and grow by an eighth where they can: a million
+//! sessions take 45 bytes each here.
 use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use core::num::NonZeroU32;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
 
-use super::session::{Session, State};
-use crate::{event::SessionId, id::Id, wire::packet::Token};
+use super::{
+    deadlines::{Deadlines, grow},
+    session::{Session, State},
+};
+use crate::{event::SessionId, id::Id, relay::budget::neighbour_key, wire::packet::Token};
 
-/// Tokens are our own random numbers, so the plainest hash will do: nobody else can choose them to collide.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct TokenHash(u64);
+/// A place in the table. Kept as one more than its index, so that none takes no more than one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot(NonZeroU32);
 
-impl core::hash::Hasher for TokenHash {
-    fn finish(&self) -> u64 {
-        self.0
+impl Slot {
+    fn new(index: u32) -> Option<Slot> {
+        NonZeroU32::new(index.wrapping_add(1)).map(Slot)
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
+    fn index(self) -> u32 {
+        self.0.get() - 1
     }
-
-    fn write_u32(&mut self, n: u32) {
-        self.0 = u64::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
-
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    session: Option<Box<Session>>,
 }
 
 /// The sessions of one net.
-#[derive(Default)]
 pub(crate) struct Table {
-    slots: Vec<Slot>,
+    sessions: Vec<Option<Box<Session>>>,
     free: Vec<u32>,
-    tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
-    /// The first session of each peer; the rest hang on `Session::next_of_peer`.
-    peers: BTreeMap<Id, u32>,
-    /// By the token that the peer chose, for hints. Peers could choose theirs to collide in a hash, or to be another's:
-    /// of two with the same one the earlier is found.
+    /// By the token that is the session's own: a random number of ours, so the plainest hash will do, for nobody else can
+    /// choose them to collide.
+    tokens: HashTable<u32>,
+    /// By the further tokens that few sessions have.
+    more_tokens: HashMap<u32, u32, core::hash::BuildHasherDefault<TokenHash>>,
+    /// The first session of each peer, by a hash with a secret; the rest hang on `Session::next_of_peer`.
+    peers: HashTable<u32>,
+    hash_secret: u64,
+    /// By the token that the peer chose, for hints; only of those that a hint may come for. Peers could choose theirs to
+    /// collide in a hash, or to be another's: of two with the same one the earlier is found.
     peer_tokens: BTreeMap<u32, u32>,
+    /// What tells the next session from those that had its slot before.
+    generation: u32,
+    pub(crate) deadlines: Deadlines,
     half_open: usize,
     live: usize,
 }
 
 impl Table {
+    /// An empty table. With the secret peers are told apart that would choose their ids to collide.
+    pub(crate) fn new(hash_secret: u64) -> Table {
+        Table {
+            sessions: Vec::new(),
+            free: Vec::new(),
+            tokens: HashTable::new(),
+            more_tokens: HashMap::default(),
+            peers: HashTable::new(),
+            hash_secret,
+            peer_tokens: BTreeMap::new(),
+            generation: 0,
+            deadlines: Deadlines::default(),
+            half_open: 0,
+            live: 0,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.live
     }
@@ -62,23 +81,24 @@ impl Table {
     }
 
     pub(crate) fn token_is_free(&self, token: Token) -> bool {
-        !self.tokens.contains_key(&token.value())
+        self.by_token(token).is_none()
     }
 
     pub(crate) fn by_token(&self, token: Token) -> Option<SessionId> {
-        let slot = *self.tokens.get(&token.value())?;
-        Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
+        let is_it = |slot: &u32| at(&self.sessions, *slot).is_some_and(|session| session.own_token == token);
+        let slot = self.tokens.find(token_hash(token), is_it);
+        self.at(*slot.or_else(|| self.more_tokens.get(&token.value()))?).map(|(id, _)| id)
     }
 
     /// The session whose packets bear this token.
     pub(crate) fn by_peer_token(&self, token: Token) -> Option<SessionId> {
-        let slot = *self.peer_tokens.get(&token.value())?;
-        Some(SessionId { slot, generation: self.slots.get(slot as usize)?.generation })
+        self.at(*self.peer_tokens.get(&token.value())?).map(|(id, _)| id)
     }
 
-    /// Notes which token the peer of a session chose, once that is known or new.
+    /// Notes which token the peer of a session chose, once that is known or new, if a hint may come for it.
     pub(crate) fn index_peer_token(&mut self, id: SessionId) {
-        if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
+        let Some(session) = self.get(id).filter(|session| session.rare.tails.is_some()) else { return };
+        if let Some(token) = session.secure.as_ref().map(|secure| secure.peer_token()) {
             self.peer_tokens.entry(token.value()).or_insert(id.slot);
         }
     }
@@ -87,6 +107,16 @@ impl Table {
     pub(crate) fn unindex_peer_token(&mut self, id: SessionId) {
         if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
             self.forget_peer_token(token, id.slot);
+        }
+    }
+
+    /// No hint can come any more for what left in a session.
+    pub(crate) fn forget_tails(&mut self, id: SessionId) {
+        if self.get(id).is_some_and(|session| session.rare.tails.is_some()) {
+            self.unindex_peer_token(id);
+            if let Some(rare) = self.get_mut(id).and_then(|session| session.rare.get_mut()) {
+                rare.tails = None;
+            }
         }
     }
 
@@ -99,26 +129,34 @@ impl Table {
     /// Lets packets for a further token find a session; false if it has as many as it may.
     pub(crate) fn add_token(&mut self, id: SessionId, token: Token) -> bool {
         let Some(session) = self.get_mut(id) else { return false };
-        let Some(place) = session.more_tokens.iter_mut().find(|place| place.is_none()) else { return false };
+        let Some(place) = session.rare.begin().more_tokens.iter_mut().find(|place| place.is_none()) else {
+            return false;
+        };
         *place = Some(token);
-        self.tokens.insert(token.value(), id.slot);
+        self.more_tokens.insert(token.value(), id.slot);
         true
     }
 
     /// Forgets a token that [`Table::add_token`] made known, or that was the session's own before.
     pub(crate) fn drop_token(&mut self, id: SessionId, token: Token) {
-        let Some(session) = self.get_mut(id) else { return };
-        let Some(place) = session.more_tokens.iter_mut().find(|place| **place == Some(token)) else { return };
+        let Some(place) = self.get_mut(id).and_then(|session| session.further_token(token)) else { return };
         *place = None;
-        self.tokens.remove(&token.value());
+        self.more_tokens.remove(&token.value());
     }
 
     /// Makes one of a session's further tokens its own; the one that it had becomes a further one.
     pub(crate) fn swap_token(&mut self, id: SessionId, token: Token) {
         let Some(session) = self.get_mut(id) else { return };
-        if let Some(place) = session.more_tokens.iter_mut().find(|place| **place == Some(token)) {
-            *place = Some(core::mem::replace(&mut session.own_token, token));
+        let old = session.own_token;
+        let Some(place) = session.further_token(token) else { return };
+        *place = Some(old);
+        self.remove_own_token(old, id.slot);
+        self.more_tokens.remove(&token.value());
+        self.more_tokens.insert(old.value(), id.slot);
+        if let Some(session) = self.get_mut(id) {
+            session.own_token = token;
         }
+        self.insert_own_token(token, id.slot);
     }
 
     /// As [`Table::swap_token`], and the one that it had means nothing any more.
@@ -128,62 +166,115 @@ impl Table {
         self.drop_token(id, old);
     }
 
-    pub(crate) fn insert(&mut self, session: Session) -> SessionId {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
+    fn insert_own_token(&mut self, token: Token, slot: u32) {
+        let sessions = &self.sessions;
+        self.tokens.insert_unique(token_hash(token), slot, |slot| {
+            at(sessions, *slot).map_or(0, |session| token_hash(session.own_token))
         });
-        self.tokens.insert(session.own_token.value(), slot);
-        self.live += 1;
-        self.half_open += usize::from(matches!(session.state, State::HalfOpen(_)));
-        let mut session = Box::new(session);
-        session.next_of_peer = self.peers.insert(session.peer, slot);
-        let place = &mut self.slots[slot as usize];
-        place.session = Some(session);
-        SessionId { slot, generation: place.generation }
     }
 
+    fn remove_own_token(&mut self, token: Token, slot: u32) {
+        if let Ok(place) = self.tokens.find_entry(token_hash(token), |it| *it == slot) {
+            place.remove();
+        }
+    }
+
+    pub(crate) fn insert(&mut self, mut session: Session) -> SessionId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            grow(&mut self.sessions, 1);
+            self.sessions.push(None);
+            (self.sessions.len() - 1) as u32
+        });
+        self.live += 1;
+        self.half_open += usize::from(matches!(session.state, State::HalfOpen(_)));
+        self.generation = self.generation.wrapping_add(1);
+        session.generation = self.generation;
+        let (token, peer, id) =
+            (session.own_token, session.peer, SessionId { slot, generation: self.generation });
+        if let Some(place) = self.sessions.get_mut(slot as usize) {
+            *place = Some(Box::new(session));
+        }
+        self.insert_own_token(token, slot);
+        self.link(peer, id);
+        id
+    }
+
+    /// Takes a session out; what is secret in it stays where it lies until it is dropped.
     pub(crate) fn remove(&mut self, id: SessionId) -> Option<Box<Session>> {
-        let place = self.slots.get_mut(id.slot as usize).filter(|place| place.generation == id.generation)?;
-        let session = place.session.take()?;
-        place.generation = place.generation.wrapping_add(1);
+        self.get(id)?;
+        self.unindex_peer_token(id);
+        let (token, peer, next) = self.get(id).map(|it| (it.own_token, it.peer, it.next_of_peer))?;
+        self.deadlines.remove(id.slot);
+        self.remove_own_token(token, id.slot);
+        self.unlink(peer, id.slot, next);
+        let session = self.sessions.get_mut(id.slot as usize)?.take()?;
+        for token in session.rare.more_tokens.iter().flatten() {
+            self.more_tokens.remove(&token.value());
+        }
         self.free.push(id.slot);
-        for token in session.more_tokens.iter().flatten().chain([&session.own_token]) {
-            self.tokens.remove(&token.value());
-        }
-        if let Some(token) = session.secure.as_ref().map(|secure| secure.peer_token()) {
-            self.forget_peer_token(token, id.slot);
-        }
         self.live -= 1;
         self.half_open -= usize::from(matches!(session.state, State::HalfOpen(_)));
-        self.unlink(session.peer, id.slot, session.next_of_peer);
         Some(session)
     }
 
     /// The peer of a session turned out to be another (a handshake with "the net at this address").
     pub(crate) fn rename(&mut self, id: SessionId, peer: Id) {
-        let Some(session) = self.get(id) else { return };
-        let (old, next) = (session.peer, session.next_of_peer);
+        let Some((old, next)) = self.get(id).map(|session| (session.peer, session.next_of_peer)) else {
+            return;
+        };
         self.unlink(old, id.slot, next);
-        let first = self.peers.insert(peer, id.slot);
         if let Some(session) = self.get_mut(id) {
             session.peer = peer;
-            session.next_of_peer = first;
+        }
+        self.link(peer, id);
+    }
+
+    fn first_of(&self, peer: Id) -> Option<u32> {
+        let is_it = |slot: &u32| at(&self.sessions, *slot).is_some_and(|session| session.peer == peer);
+        self.peers.find(neighbour_key(&peer, self.hash_secret), is_it).copied()
+    }
+
+    /// Makes a session the first of its peer's.
+    fn link(&mut self, peer: Id, id: SessionId) {
+        let first = self.first_of(peer);
+        match first {
+            Some(first) => self.replace_first(peer, first, id.slot),
+            None => {
+                let (sessions, secret) = (&self.sessions, self.hash_secret);
+                self.peers.insert_unique(neighbour_key(&peer, secret), id.slot, |slot| {
+                    at(sessions, *slot).map_or(0, |session| neighbour_key(&session.peer, secret))
+                });
+            }
+        }
+        if let Some(session) = self.get_mut(id) {
+            session.next_of_peer = first.and_then(Slot::new);
         }
     }
 
-    fn unlink(&mut self, peer: Id, slot: u32, next: Option<u32>) {
-        let Some(first) = self.peers.get(&peer).copied() else { return };
+    fn replace_first(&mut self, peer: Id, first: u32, new: u32) {
+        let hash = neighbour_key(&peer, self.hash_secret);
+        if let Some(place) = self.peers.find_mut(hash, |slot| *slot == first) {
+            *place = new;
+        }
+    }
+
+    fn unlink(&mut self, peer: Id, slot: u32, next: Option<Slot>) {
+        let Some(first) = self.first_of(peer) else { return };
         if first == slot {
             match next {
-                Some(next) => self.peers.insert(peer, next),
-                None => self.peers.remove(&peer),
-            };
+                Some(next) => self.replace_first(peer, first, next.index()),
+                None => {
+                    let hash = neighbour_key(&peer, self.hash_secret);
+                    if let Ok(place) = self.peers.find_entry(hash, |it| *it == slot) {
+                        place.remove();
+                    }
+                }
+            }
             return;
         }
         let mut at = first;
-        while let Some(session) = self.slots.get_mut(at as usize).and_then(|place| place.session.as_mut()) {
-            match session.next_of_peer {
+        while let Some(Some(session)) = self.sessions.get_mut(at as usize) {
+            match session.next_of_peer.map(Slot::index) {
                 Some(after) if after == slot => {
                     session.next_of_peer = next;
                     return;
@@ -194,34 +285,65 @@ impl Table {
         }
     }
 
+    /// What is in a slot now.
+    pub(crate) fn at(&self, slot: u32) -> Option<(SessionId, &Session)> {
+        let session = at(&self.sessions, slot)?;
+        Some((SessionId { slot, generation: session.generation }, session))
+    }
+
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
-        let place = self.slots.get(id.slot as usize)?;
-        place.session.as_deref().filter(|_| place.generation == id.generation)
+        at(&self.sessions, id.slot).filter(|session| session.generation == id.generation)
     }
 
     pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        let place = self.slots.get_mut(id.slot as usize)?;
-        if place.generation == id.generation { place.session.as_deref_mut() } else { None }
+        let session = self.sessions.get_mut(id.slot as usize)?.as_deref_mut()?;
+        if session.generation == id.generation { Some(session) } else { None }
     }
 
     /// The sessions with one peer, the newest first.
     pub(crate) fn of_peer(&self, peer: Id) -> impl Iterator<Item = (SessionId, &Session)> {
-        let mut at = self.peers.get(&peer).copied();
+        let mut next = self.first_of(peer);
         core::iter::from_fn(move || {
-            let place = self.slots.get(at? as usize)?;
-            let session = place.session.as_deref()?;
-            let id = SessionId { slot: at?, generation: place.generation };
-            at = session.next_of_peer;
+            let (id, session) = self.at(next?)?;
+            next = session.next_of_peer.map(Slot::index);
             Some((id, session))
         })
     }
 
     /// Every session, for shutting down.
     pub(crate) fn all(&self) -> impl Iterator<Item = SessionId> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter(|(_, place)| place.session.is_some())
-            .map(|(slot, place)| SessionId { slot: slot as u32, generation: place.generation })
+        (0..).zip(&self.sessions).filter_map(|(slot, session)| {
+            Some(SessionId { slot, generation: session.as_deref()?.generation })
+        })
+    }
+}
+
+fn at(sessions: &[Option<Box<Session>>], slot: u32) -> Option<&Session> {
+    sessions.get(slot as usize)?.as_deref()
+}
+
+fn token_hash(token: Token) -> u64 {
+    // The index comes from the low bits, a tag from the topmost: the product fills both.
+    let product = u64::from(token.value()).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    product ^ product >> 32
+}
+
+/// As [`token_hash`] for a map.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct TokenHash(u64);
+
+impl core::hash::Hasher for TokenHash {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.0 = u64::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }

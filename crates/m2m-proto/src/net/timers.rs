@@ -1,10 +1,7 @@
-//! Deadlines: one entry a session in a heap, the earliest of all that it waits for. An entry that is no longer the
-//! session's own is skipped when its time comes.
-use core::cmp::Reverse;
-
+//! Deadlines: one for a session, the earliest of all that it waits for. One that has moved on when it comes is put back.
 use super::{
     Net,
-    session::{Ask, Session, State},
+    session::{Ask, Asking, Session, State},
 };
 use crate::{
     error::{CloseReason, ControlError},
@@ -21,44 +18,22 @@ pub(super) fn patience(rto: Duration) -> Duration {
     ASK_PATIENCE.max(4 * rto)
 }
 
-/// Entries of the past are swept out of the heap when it is so much longer than the table.
-const HEAP_SLACK: usize = 1024;
-
 impl Net {
-    /// Puts the session's next deadline into the heap, if an earlier one does not stand there already.
+    /// Has the session's turn come when its next deadline does, if it doesn't come earlier already.
     pub(super) fn arm(&mut self, id: SessionId) {
-        let Some(session) = self.table.get_mut(id) else { return };
-        if session.dirty {
-            // What it has to send leaves first (`flush`), and its deadlines follow from that.
-            return;
-        }
+        // What it has to send leaves first (`flush`), and its deadlines follow from that.
+        let Some(session) = self.table.get(id).filter(|session| !session.dirty) else { return };
         let deadline = session.deadline();
-        if deadline < session.armed {
-            session.armed = deadline;
-            self.deadlines.push(Reverse((deadline, id)));
-        }
-        if self.deadlines.len() > 4 * self.table.len() + HEAP_SLACK {
-            let table = &self.table;
-            self.deadlines
-                .retain(|Reverse((time, id))| table.get(*id).is_some_and(|session| session.armed == *time));
-        }
+        self.table.deadlines.bring_forward(id.slot, deadline);
     }
 
     pub(super) fn next_timeout(&self) -> Time {
-        let session = self.deadlines.peek().map_or(Time::NEVER, |Reverse((time, _))| *time);
-        session.min(self.next_host_timeout())
+        self.table.deadlines.first().min(self.next_host_timeout())
     }
 
     pub(super) fn run_timers(&mut self, now: Time) {
-        while let Some(Reverse((time, id))) = self.deadlines.peek().copied() {
-            if time > now {
-                break;
-            }
-            self.deadlines.pop();
-            let Some(session) = self.table.get_mut(id).filter(|session| session.armed == time) else {
-                continue;
-            };
-            session.armed = Time::NEVER;
+        while let Some(slot) = self.table.deadlines.pop_due(now) {
+            let Some((id, session)) = self.table.at(slot) else { continue };
             // A deadline that moved on since it was put here comes again at its new time.
             if session.deadline() <= now {
                 self.session_timeout(now, id);
@@ -82,7 +57,7 @@ impl Net {
 
     fn up_timeout(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if now >= session.last_heard + session.keepalive.silence {
+        if now >= session.last_heard + session.silence.get() {
             return self.end(now, id, CloseReason::Idle, Some(CloseCode::DONE));
         }
         if now >= session.lease_due() {
@@ -90,7 +65,7 @@ impl Net {
             self.unregister_session(peer, id);
         }
         if let Some(session) = self.table.get_mut(id).filter(|session| session.proof_due() <= now) {
-            session.proof = None;
+            session.take_proof();
         }
         if now >= self.table.get(id).map_or(Time::NEVER, Session::probe_due) {
             self.answer_askers(id, FoundStatus::SILENT);
@@ -106,6 +81,7 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         if now >= session.ping_due() {
             let next_s = next_s(session);
+            session.control.queues.begin_with(&mut self.spare.queues);
             session.control.ask(Ask::Ping { user: None, next_s }, now);
         }
         let message = self.line_timeout(now, id);
@@ -131,15 +107,11 @@ impl Net {
         let patience = patience(session.line.rto(&self.line_config));
         let heard = session.last_heard;
         let mut failed = alloc::vec::Vec::new();
-        session.control.asks.retain(|ask| {
-            let over = ask.sent > 0 && now >= ask.first_sent + patience;
-            if over {
-                failed.push(*ask);
-            }
-            !over
-        });
+        let is_over = |ask: &Asking| ask.sent > 0 && now >= ask.first_sent + patience;
+        let asks = session.control.queues.get_mut().map(|queues| &mut queues.asks);
+        failed.extend(asks.into_iter().flat_map(|asks| asks.extract_if(.., |ask| is_over(ask))));
         if failed.iter().any(|ask| matches!(ask.what, Ask::NetKey { .. })) {
-            session.control.offer = None;
+            session.control.withdraw_offer();
         }
         let mut lost = false;
         for ask in failed {
@@ -152,7 +124,7 @@ impl Net {
                 session.control.ask(ask.what, now);
             }
             if let (Ask::Rekey | Ask::NewToken | Ask::Announce { .. }, true, Some(renewal)) =
-                (ask.what, silent, self.table.get_mut(id).and_then(|session| session.renewal.as_mut()))
+                (ask.what, silent, self.table.get_mut(id).and_then(|session| session.renewal_mut()))
             {
                 // Asked again at once, or when the peer is heard again: never given up while the session lives.
                 renewal.give_up(now);
@@ -184,7 +156,7 @@ impl Net {
         let timers = &self.config.timers;
         let is_host = self.table.get(id).is_some_and(|session| session.host.is_some());
         let max = if is_host { timers.ping_max.min(timers.host_ping_max) } else { timers.ping_max };
-        let lease = self.table.get(id).and_then(|session| self.hosts.get(session.host?)?.lease);
+        let lease = self.table.get(id).and_then(|session| self.hosts.get(session.host_place()?)?.lease);
         lease.map_or(max, |lease| max.min(lease / 3).max(Duration::from_secs(1)))
     }
 }
@@ -192,7 +164,8 @@ impl Net {
 /// What PING says of the next one: the interval as it will be once this one is answered, rounded up, and a second's
 /// grace for the timers of both sides.
 pub(super) fn next_s(session: &Session) -> u16 {
-    match session.keepalive.interval {
+    let keepalive = session.rare.opener.as_ref().map(|opener| &opener.keepalive);
+    match keepalive.map_or(Duration::ZERO, |keepalive| keepalive.interval) {
         interval if interval.is_zero() => 0,
         interval => u16::try_from((interval + interval / 4).as_secs() + 2).unwrap_or(u16::MAX),
     }

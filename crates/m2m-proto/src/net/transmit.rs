@@ -5,10 +5,11 @@ use core::net::SocketAddr;
 use super::{
     MAX_DATAGRAM, Net, Path,
     netkey::Offer,
-    path::PING_ROOM,
+    path::{Exit, PING_ROOM},
     pinning::Proving,
+    recover::Opener,
     rekey::Renewal,
-    session::{Ask, Asking, Control, Proof, Session},
+    session::{Ask, Asking, Control, Proof, Rare, Session},
 };
 use crate::{
     coap::{
@@ -35,6 +36,8 @@ pub(super) const LAST_WORDS: u64 = 64;
 const RELAY_ROOM: usize = RELAY_OVERHEAD + MAX_SHORT_OVERHEAD;
 /// After so many packets without any answer a PING goes along, so that short packet numbers stay unambiguous.
 const UNANSWERED: u64 = 1 << 14;
+/// The bit of a message's first byte that acknowledgements and resets have (RFC 7252, section 3).
+const IS_REPLY: u8 = 0x20;
 /// A question is repeated at least so often while it is unanswered, if the round trip allows.
 const ASK_MAX_WAIT: Duration = Duration::from_secs(2);
 
@@ -53,14 +56,19 @@ impl Net {
     /// say delays the rest by one packet a turn.
     pub(super) fn take_turn(&mut self, now: Time, id: SessionId) {
         let Some(session) = self.table.get(id).filter(|session| session.dirty) else { return };
-        if session.renewal.is_some() {
+        if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        if self.send_next(now, id) {
+        let has_ready = |session: &mut Session| session.has_ready(now);
+        if self.table.get_mut(id).is_some_and(has_ready)
+            && self.send_next(now, id)
+            && self.table.get_mut(id).is_some_and(has_ready)
+        {
             return self.dirty.push_back(id);
         }
         if let Some(session) = self.table.get_mut(id) {
             session.dirty = false;
+            session.settle(now, &mut self.spare);
         }
         self.arm(id);
     }
@@ -70,16 +78,17 @@ impl Net {
         let Some(session) = self.table.get_mut(id) else { return };
         session.dirty = false;
         session.line.hurry();
-        if session.renewal.is_some() {
+        if session.rare.renewal.is_some() {
             self.renew(now, id);
         }
-        while self.send_next(now, id) {}
+        while self.table.get_mut(id).is_some_and(|session| session.has_ready(now)) && self.send_next(now, id)
+        {
+        }
         self.arm(id);
     }
 
     /// Sends one packet of what a session has ready; false when nothing is.
     fn send_next(&mut self, now: Time, id: SessionId) -> bool {
-        let mut buffer = self.buffer();
         let mem = self.mem(now);
         let Some(session) = self.table.get(id).filter(|session| session.is_up()) else { return false };
         let (exit, peer) = (self.exit(now, session), session.peer);
@@ -87,46 +96,10 @@ impl Net {
             self.end(now, id, CloseReason::KeyLimit, Some(CloseCode::KEY_LIMIT));
             return false;
         }
+        let mut buffer = self.buffer();
         let Some((session, mut cx)) = self.line_of(now, id) else { return false };
-        let confirm = session.role == Role::Initiator
-            && (!session.confirmed || session.resume().is_some())
-            && has_more(session, &mut cx);
-        let open = session.is_open();
-        let next_s = super::timers::next_s(session);
         let rto = session.line.rto(cx.config);
-        let Some(secure) = session.secure.as_mut() else { return false };
-        if secure.unanswered() >= UNANSWERED && !session.control.pinging() {
-            session.control.ask(Ask::Ping { user: None, next_s }, now);
-        }
-        secure.begin(&mut buffer);
-        let pn = secure.next_pn().0;
-        let mut plain = PlainWriter::new(&mut buffer, exit.room);
-        if confirm {
-            match session.opener.as_ref().and_then(|opener| opener.resume.as_ref()) {
-                Some(resume) => resume.tags.iter().for_each(|tag| {
-                    plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
-                }),
-                None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
-            }
-        }
-        let fresh = plain.count();
-        if confirm {
-            session.control.prove_now(cx.now);
-        }
-        let attached = Attached { proof: session.proof.as_deref(), renewal: session.renewal.as_deref_mut() };
-        let pinged = push_control(&mut session.control, attached, &mut plain, Leaving { now, pn, rto });
-        while open && let Some(message) = session.line.poll_message(&mut cx) {
-            if !plain.push_message(message.bytes) {
-                if !plain.is_empty() || exit.is_candidate {
-                    break;
-                }
-                // It fits no packet of this session, and must not keep the others from leaving.
-                session.line.fail_front(&mut cx);
-                continue;
-            }
-            session.line.sent_in(&mut cx, pn);
-        }
-        if plain.count() == fresh {
+        let Some(contents) = fill(session, &mut cx, &exit, mem, &mut buffer) else {
             // What did not fit there may go the usual way.
             let goes_on = exit.is_candidate && has_more(session, &mut cx);
             if goes_on {
@@ -134,18 +107,28 @@ impl Net {
             }
             self.recycle(buffer);
             return goes_on;
+        };
+        if let Some(secure) = session.secure.as_mut() {
+            secure.seal(&mut buffer);
         }
-        // On a candidate path there may be no room for it.
-        while plain.len() < PING_ROOM && pinged && plain.push_frame(&Frame::Pad) {}
-        secure.seal(&mut buffer);
-        session.remember_tail(&buffer);
         if exit.is_candidate {
             session.answered_candidate(now, buffer.len(), rto);
+        }
+        if contents.wants_answer {
+            self.remember_tail(id, &buffer);
         }
         self.send_packet(now, exit.path, peer, buffer);
         self.rekey_if_due(now, id);
         self.expect_answer(now, id);
         true
+    }
+
+    /// Remembers a packet that leaves, for the hint that may come in answer to it.
+    pub(super) fn remember_tail(&mut self, id: SessionId, packet: &[u8]) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        if session.remember_tail(packet, &mut self.spare.rare) {
+            self.table.index_peer_token(id);
+        }
     }
 
     /// Sends one frame by itself, now, to where the caller says.
@@ -161,12 +144,12 @@ impl Net {
         frame.encode(&mut buffer);
         secure.seal(&mut buffer);
         let unanswered = secure.unanswered() >= UNANSWERED;
-        session.remember_tail(&buffer);
         if buffer.len() > MAX_DATAGRAM.min(max_udp) {
             // A neighbour may fit more into its packets than the next one takes: by its suite, or by what that one said.
             self.stats.drop(Drop::RelayRefused);
             return self.recycle(buffer);
         }
+        self.remember_tail(id, &buffer);
         self.send_packet(now, path, peer, buffer);
         self.rekey_if_due(now, id);
         if unanswered {
@@ -201,7 +184,7 @@ impl Net {
                 };
                 match self.hop_session(neighbour) {
                     Some(hop) => self.send_hop(now, hop, &frame),
-                    None => self.stats.drop(Drop::NoRoute),
+                    None => self.hop_elsewhere(neighbour, &frame),
                 }
                 self.recycle(packet);
             }
@@ -232,7 +215,9 @@ impl Net {
     pub(super) fn can_send(&self, path: &Path) -> bool {
         match path {
             Path::Direct(_) => true,
-            Path::Through(neighbour) => self.hop_session(*neighbour).is_some(),
+            Path::Through(neighbour) => {
+                self.hop_session(*neighbour).is_some() || self.home_elsewhere(*neighbour).is_some()
+            }
         }
     }
 
@@ -265,7 +250,7 @@ impl Net {
         }
         if tell.is_some() || !matches!(why, CloseReason::Peer(_)) {
             // The peer may not hear of it, and ask again what ran here.
-            self.memory_since = self.memory_since.max(session.last_request);
+            self.memory_since = self.memory_since.max(session.last_request());
         }
         if let Some(code) = tell {
             // What is ready goes first: an answer given just before the close is not lost by it.
@@ -288,11 +273,11 @@ impl Net {
     /// What hangs on a session that ends: its user's requests, its registration, its place among the hosts.
     pub(super) fn leave(&mut self, now: Time, id: SessionId, why: CloseReason) {
         let Some(session) = self.table.get_mut(id) else { return };
-        session.opener = None;
-        let (peer, host) = (session.peer, session.host.take());
-        let asks = core::mem::take(&mut session.control.asks);
-        let renewal = session.renewal.take();
-        session.control.once.clear();
+        drop(session.rare.get_mut().and_then(|rare| rare.opener.take()));
+        let (peer, host) = (session.peer, session.host_place());
+        session.host = None;
+        let (asks, renewal) = (session.control.take_asks(), session.take_renewal());
+        session.control.clear_once();
         if let Some((session, mut cx)) = self.line_of(now, id) {
             session.line.fail_open(&mut cx);
         }
@@ -337,11 +322,30 @@ pub(super) fn room_on(session: &Session, path: Path) -> usize {
     MAX_DATAGRAM.min(usize::from(session.max_udp)) - around - MAX_SHORT_OVERHEAD
 }
 
+impl Session {
+    /// False if it would be in vain to begin a packet: after most packets there is nothing more to say.
+    fn has_ready(&mut self, now: Time) -> bool {
+        let queues = &self.control.queues;
+        !queues.once.is_empty()
+            || self.control.proof_due
+            || queues.asks.iter().any(|ask| ask.due <= now)
+            || self.rare.renewal.is_some()
+            || self.line.has_next()
+            || self.owes_ping()
+    }
+
+    /// So much has left without an answer that it has to be asked for one.
+    fn owes_ping(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| secure.unanswered() >= UNANSWERED)
+            && !self.control.pinging()
+    }
+}
+
 /// True if there is anything that CONFIRM could go along with.
 fn has_more(session: &mut Session, cx: &mut Context<'_>) -> bool {
     let patience = super::timers::patience(session.line.rto(cx.config));
-    !session.control.once.is_empty()
-        || session.control.asks.iter().any(|ask| is_due(ask, cx.now, patience))
+    !session.control.queues.once.is_empty()
+        || session.control.queues.asks.iter().any(|ask| is_due(ask, cx.now, patience))
         || session.is_open() && session.line.poll_message(cx).is_some()
 }
 
@@ -350,10 +354,81 @@ fn is_due(ask: &Asking, now: Time, patience: Duration) -> bool {
     ask.due <= now && (ask.sent == 0 || now < ask.first_sent + patience)
 }
 
+/// What a packet holds.
+struct Contents {
+    /// Its peer answers, if it is there: with a hint, should it have forgotten the session.
+    wants_answer: bool,
+}
+
+/// Begins a packet and writes what a session has ready, as much as fits. None if that is nothing.
+fn fill(
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    exit: &Exit,
+    mem: u32,
+    buffer: &mut Vec<u8>,
+) -> Option<Contents> {
+    let confirm = session.role == Role::Initiator
+        && (!session.confirmed || session.resume().is_some())
+        && has_more(session, cx);
+    let (open, next_s) = (session.is_open(), super::timers::next_s(session));
+    let rto = session.line.rto(cx.config);
+    if session.owes_ping() {
+        session.control.ask(Ask::Ping { user: None, next_s }, cx.now);
+    }
+    let secure = session.secure.as_mut()?;
+    secure.begin(buffer);
+    let pn = secure.next_pn().0;
+    let mut plain = PlainWriter::new(buffer, exit.room);
+    if confirm {
+        push_confirm(session.rare.opener.as_deref(), mem, &mut plain);
+        session.control.prove_now(cx.now);
+    }
+    let fresh = plain.count();
+    let rare = session.rare.get_mut();
+    let attached = rare.map(Attached::of).unwrap_or_default();
+    let sent = push_control(&mut session.control, attached, &mut plain, Leaving { now: cx.now, pn, rto });
+    let mut wants_answer = confirm || sent.asked;
+    while open && let Some(message) = session.line.poll_message(cx) {
+        if plain.push_message(message.bytes) {
+            wants_answer |= message.bytes.first().is_some_and(|first| first & IS_REPLY == 0);
+            session.line.sent_in(cx, pn);
+            continue;
+        }
+        if !plain.is_empty() || exit.is_candidate {
+            break;
+        }
+        // It fits no packet of this session, and must not keep the others from leaving.
+        session.line.fail_front(cx);
+    }
+    if plain.count() == fresh {
+        return None;
+    }
+    // On a candidate path there may be no room for it.
+    while plain.len() < PING_ROOM && sent.pinged && plain.push_frame(&Frame::Pad) {}
+    Some(Contents { wants_answer })
+}
+
+fn push_confirm(opener: Option<&Opener>, mem: u32, plain: &mut PlainWriter<'_>) {
+    match opener.and_then(|opener| opener.resume.as_ref()) {
+        Some(resume) => resume.tags.iter().for_each(|tag| {
+            plain.push_frame(&Frame::Confirm { mem, resume: Some(*tag) });
+        }),
+        None => drop(plain.push_frame(&Frame::Confirm { mem, resume: None })),
+    }
+}
+
 /// What some frames are made of.
+#[derive(Default)]
 struct Attached<'a> {
     proof: Option<&'a Proof>,
     renewal: Option<&'a mut Renewal>,
+}
+
+impl Attached<'_> {
+    fn of(rare: &mut Rare) -> Attached<'_> {
+        Attached { proof: rare.proof.as_deref(), renewal: rare.renewal.as_deref_mut() }
+    }
 }
 
 /// The packet that leaves.
@@ -364,38 +439,54 @@ struct Leaving {
     rto: Duration,
 }
 
-/// Frames first those that leave once, then the questions that are due. True if a PING is among them.
+/// What [`push_control`] wrote.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    /// A question.
+    asked: bool,
+    /// A PING, among others.
+    pinged: bool,
+}
+
+/// Frames first those that leave once, then the questions that are due.
 fn push_control(
     control: &mut Control,
     mut attached: Attached<'_>,
     plain: &mut PlainWriter<'_>,
     Leaving { now, pn, rto }: Leaving,
-) -> bool {
-    let mut pinged = false;
+) -> Sent {
+    let mut sent = Sent::default();
+    let Some(queues) = control.queues.get_mut() else {
+        if let Some(renewal) = attached.renewal {
+            renewal.push_answer(plain);
+        }
+        return sent;
+    };
     // First of all: the rest may be taken only from one who is proved.
     if control.proof_due
-        && let Some(Proving::Made(made)) = control.proving.as_deref()
+        && let Some(Proving::Made(made)) = queues.proving.as_deref()
     {
         if !plain.push_frame(&Frame::Prove { public: &made.public, mac: &made.mac }) {
-            return pinged;
+            return sent;
         }
         control.proof_due = false;
     }
-    while let Some(frame) = control.once.front() {
+    while let Some(frame) = queues.once.front() {
         if !plain.push_frame(frame) {
-            return pinged;
+            return sent;
         }
-        control.once.pop_front();
+        queues.once.pop_front();
     }
     if !attached.renewal.as_deref_mut().is_none_or(|renewal| renewal.push_answer(plain)) {
-        return pinged;
+        return sent;
     }
     let patience = super::timers::patience(rto);
-    for asking in control.asks.iter_mut().filter(|ask| is_due(ask, now, patience)) {
-        if !push_ask(asking, &attached, control.offer.as_deref(), plain) {
-            return pinged;
+    for asking in queues.asks.iter_mut().filter(|ask| is_due(ask, now, patience)) {
+        if !push_ask(asking, &attached, queues.offer.as_deref(), plain) {
+            return sent;
         }
-        pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
+        sent.asked = true;
+        sent.pinged |= matches!(asking.what, Ask::Ping { .. } | Ask::Probe | Ask::Announce { .. });
         if asking.sent == 0 {
             asking.first_pn = pn;
             asking.first_sent = now;
@@ -406,7 +497,7 @@ fn push_control(
         let over = asking.first_sent + patience;
         asking.due = (now + doubled.min(ASK_MAX_WAIT).max(rto)).min(over);
     }
-    pinged
+    sent
 }
 
 fn push_ask(

@@ -82,6 +82,32 @@ impl TokenBucket {
     }
 }
 
+/// What one of many token buckets of one [`Gauge`] holds; full at first. 8 bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Level {
+    full_at: u64,
+}
+
+/// The limit of many token buckets.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge {
+    limit: Limit,
+}
+
+impl Gauge {
+    /// As [`TokenBucket::new`].
+    pub fn new(rate: u32, burst: u32) -> Gauge {
+        Gauge { limit: Limit::new(rate, burst) }
+    }
+
+    /// Takes `n` tokens from a bucket of this kind, as [`TokenBucket::take`] does.
+    pub fn take(&self, level: &mut Level, now: Time, n: u32) -> bool {
+        let Some(full_at) = self.limit.take(level.full_at, now, n) else { return false };
+        level.full_at = full_at;
+        true
+    }
+}
+
 /// Buckets of one limit for more sources than anyone can count: a fixed number of them, allocated once, 8 bytes each.
 /// Sources whose keys collide share one, which an attacker who lacks the key's secret cannot arrange.
 #[derive(Debug)]

@@ -104,7 +104,8 @@ impl Run<'_> {
             | Doing::Ping { net, .. }
             | Doing::LookUp { net, .. }
             | Doing::Rekey { net, .. }
-            | Doing::Refresh { net, .. } => {
+            | Doing::Refresh { net, .. }
+            | Doing::NetKey { net, .. } => {
                 if self.world.is_awake(net) {
                     self.command(u64::from(number), doing);
                 }
@@ -150,6 +151,27 @@ impl Run<'_> {
                     let id = RequestId(number);
                     let taken =
                         self.world.command(net, |machine, now| machine.refresh_token(now, session, id));
+                    self.asks(net, id, taken);
+                }
+            }
+            Doing::NetKey { net, which } => {
+                let known = &self.sessions[net.0];
+                let known = known.get(which as usize % known.len().max(1)).copied();
+                // A second change would end the grace of the first key, which those who are there opened sessions with.
+                if let Some(Known { session, peer, .. }) = known
+                    && self.given_keys.insert(peer)
+                {
+                    self.world.count("net keys changed");
+                    let (id, current) = (RequestId(number), World::key(number_of(peer)));
+                    let new = filler(number, 32);
+                    let taken = self.world.command(net, |machine, now| {
+                        machine.set_remote_key(now, session, id, &current, 0, &new)
+                    });
+                    if taken == Err(CommandError::NotUp) {
+                        // Such a command waits for nothing.
+                        self.given_keys.remove(&peer);
+                        return;
+                    }
                     self.asks(net, id, taken);
                 }
             }
@@ -279,7 +301,9 @@ impl Run<'_> {
     }
 
     fn connect(&mut self, from: NetIndex, to: NetIndex, way: Way) -> Option<SessionId> {
-        let key = PeerKey::Net(World::key(number_of(to)));
+        // Whoever changed it has told all others.
+        let kept = self.world.member(to).kept_key.clone();
+        let key = PeerKey::Net(kept.unwrap_or_else(|| World::key(number_of(to))));
         let address = self.world.address(to);
         let (route, peer) = match way {
             Way::Host => (Route::Host, id_of(to)),

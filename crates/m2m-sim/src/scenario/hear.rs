@@ -45,13 +45,20 @@ impl Run<'_> {
             }
             Event::Recovered { session, peer, resumed } => {
                 self.world.count(if resumed { "sessions resumed" } else { "sessions opened anew" });
+                // Its peer knows it as of now, whatever that had forgotten before.
+                let now = self.world.now;
+                if let Some(known) = self.sessions[net.0].iter_mut().find(|known| known.session == session) {
+                    known.since = now;
+                }
                 self.still_up(net, session, peer);
             }
             Event::Moved { session, peer, .. } => {
                 self.world.count("sessions moved");
                 self.still_up(net, session, peer);
             }
-            Event::HostConnected { .. } => self.world.count("registrations told"),
+            Event::HostConnected { .. } | Event::HostRecovered { .. } => {
+                self.world.count("registrations told")
+            }
             Event::HostDisconnected { host, .. } => {
                 self.world.count("hosts lost");
                 self.resolve(net, host);

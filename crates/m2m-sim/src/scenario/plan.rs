@@ -64,6 +64,8 @@ pub(super) enum Doing {
     Rekey { net: NetIndex, which: u32, secret: bool },
     /// A net gives one of its sessions another token.
     Refresh { net: NetIndex, which: u32 },
+    /// A net gives the peer of one of its sessions another net key; each peer gets one at most.
+    NetKey { net: NetIndex, which: u32 },
     /// A net dies without a word, and its memory with it.
     Kill { net: NetIndex },
     /// It starts again, with or without what it had stored.
@@ -234,6 +236,7 @@ impl Doing {
             | Doing::Ping { net, .. }
             | Doing::Rekey { net, .. }
             | Doing::Refresh { net, .. }
+            | Doing::NetKey { net, .. }
             | Doing::Kill { net }
             | Doing::Start { net, .. }
             | Doing::Disk { net, .. }

@@ -58,24 +58,44 @@ impl Run<'_> {
         }
     }
 
-    /// True if nothing excuses this session from working.
+    /// True if nothing excuses this session from working: the protocol promises it.
     fn must_work(&mut self, net: NetIndex, known: super::Known) -> bool {
         let peer = known.peer;
         if !self.is_alive(net) || !self.is_alive(peer) {
             return false;
         }
         let Some(info) = self.world.net(net).info(known.session) else { return false };
+        if !info.up || !self.is_within_reach(net, known, info.path) {
+            return false;
+        }
         let both_hold = self.held(net, peer, info.initiator) == self.held(peer, net, !info.initiator);
-        let unmoved = |world: &mut crate::World, net| world.member(net).moved <= known.since;
-        let path_stands = match info.path {
-            Path::Direct(_) => unmoved(&mut self.world, net) && unmoved(&mut self.world, peer),
-            Path::Through(_) => match self.hosts()[..] {
-                [host] => unmoved(&mut self.world, host),
-                _ => false,
-            },
-        };
-        let remembered = self.world.member(peer).born <= known.since;
-        info.up && both_hold && path_stands && remembered
+        let forgotten = self.world.member(peer).born > known.since;
+        match info.initiator {
+            // It opens a session anew that its peer has forgotten, and the request that finds it out is not lost.
+            true => both_hold || forgotten,
+            // It has nobody's key: a session that its initiator has forgotten is over.
+            false => both_hold && !forgotten,
+        }
+    }
+
+    /// True if packets of this net reach the peer, or the peer's reach this one, so that it can be found.
+    fn is_within_reach(&mut self, net: NetIndex, known: super::Known, path: Path) -> bool {
+        let peer = known.peer;
+        let has_nat = |world: &mut crate::World, net| world.member(net).nat.is_some();
+        match path {
+            // Whoever moves is followed. Where a peer is that has moved and been silent nobody knows; nor does a NAT let in
+            // one who has moved and whom the peer has not written to there.
+            Path::Direct(_) => {
+                let peer_moved = self.world.member(peer).moved > known.since;
+                let moved = self.world.member(net).moved > known.since;
+                !peer_moved && !(moved && has_nat(&mut self.world, peer))
+            }
+            // Both are registered with the host that they prefer by now: one host is enough, if it is the same.
+            Path::Through(host) => [net, peer].into_iter().all(|net| {
+                let preferred = self.plan.net(net).and_then(|plan| plan.hosts.first());
+                preferred.is_some_and(|preferred| crate::ledger::id_of(*preferred) == host)
+            }),
+        }
     }
 
     /// How many sessions with another a net holds that it opened, or that the other did.

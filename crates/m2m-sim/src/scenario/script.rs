@@ -62,6 +62,7 @@ fn words_of(doing: &Doing) -> String {
             format!("rekey {} which={which}{}", net.0, word(secret, "secret"))
         }
         Doing::Refresh { net, which } => format!("refresh {} which={which}", net.0),
+        Doing::NetKey { net, which } => format!("netkey {} which={which}", net.0),
         Doing::Kill { net } => format!("kill {}", net.0),
         Doing::Start { net, keeps_disk } => format!("start {}{}", net.0, word(keeps_disk, "keeps-disk")),
         Doing::Disk { net, full } => format!("disk {}{}", net.0, word(full, "full")),
@@ -237,6 +238,7 @@ fn parse_doing(words: &mut Words<'_>) -> Result<Doing, String> {
         "lookup" => Doing::LookUp { net, about: NetIndex(words.number("about")?) },
         "rekey" => Doing::Rekey { net, secret: words.flag("secret"), which: words.number("which")? },
         "refresh" => Doing::Refresh { net, which: words.number("which")? },
+        "netkey" => Doing::NetKey { net, which: words.number("which")? },
         "kill" => Doing::Kill { net },
         "start" => Doing::Start { net, keeps_disk: words.flag("keeps-disk") },
         "disk" => Doing::Disk { net, full: words.flag("full") },

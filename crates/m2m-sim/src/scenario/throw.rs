@@ -35,6 +35,7 @@ pub fn throw(seed: u64) -> Plan {
     thrower.deaths();
     thrower.hardships();
     thrower.attacks();
+    thrower.key_changes();
     thrower.plan
 }
 
@@ -251,6 +252,15 @@ impl Thrower {
         }
     }
 
+    fn key_changes(&mut self) {
+        if self.dice.percent(12) {
+            for _ in 0..self.dice.between(1, 3) {
+                let (net, which) = (self.any(), self.dice.between(0, 7) as u32);
+                self.add(Doing::NetKey { net, which });
+            }
+        }
+    }
+
     fn meddling(&mut self) -> Meddling {
         let (from, to) = self.any_pair();
         let dice = &mut self.dice;
@@ -386,7 +396,7 @@ mod tests {
             assert!(plan.faults.loss <= 200 && plan.faults.jitter <= 2 * plan.faults.delay);
             here.into_iter().filter(|(_, is)| *is).for_each(|(name, _)| *seen.entry(name).or_insert(0) += 1);
         }
-        assert_eq!(seen.len(), 18, "{seen:?}");
+        assert_eq!(seen.len(), 19, "{seen:?}");
         assert!(seen.values().all(|count| *count >= 40), "{seen:?}");
     }
 }

@@ -7,7 +7,8 @@ use std::{
 use m2m_proto::{
     event::{ClaimOutcome, ClaimRequest, Event, KeyToStore},
     id::Id,
-    net::Net,
+    net::{Handed, Net},
+    session::keys::NetKey,
     time::{Duration, Time},
 };
 
@@ -20,6 +21,13 @@ pub const SOCKET_BUFFER: usize = 128;
 pub struct Member {
     /// The machine; `None` while it is down.
     pub net: Option<Net>,
+    /// The other machines of a net of several shards, from the second on.
+    pub(super) others: Vec<Net>,
+    /// What its shards have handed over to each other.
+    pub(super) handed: VecDeque<(u8, Handed)>,
+    /// One hand-over in so many is lost; 0: none.
+    pub handover_loss: u64,
+    pub(super) handovers: u64,
     /// Its socket's address, as others see it.
     pub address: SocketAddr,
     /// What it told and nobody has looked at yet.
@@ -32,6 +40,8 @@ pub struct Member {
     pub disk_full: bool,
     /// The net keys that it was sent from afar and kept.
     pub keys: Vec<KeyToStore>,
+    /// The net key that it has since one was changed from afar, and outlives a restart with.
+    pub kept_key: Option<NetKey>,
     /// Its store answers nothing about keys: the test does.
     pub slow_keys: bool,
     /// So long its store takes to answer.
@@ -111,12 +121,17 @@ impl Member {
     pub(super) fn new(address: SocketAddr) -> Member {
         Member {
             net: None,
+            others: Vec::new(),
+            handed: VecDeque::new(),
+            handover_loss: 0,
+            handovers: 0,
             address,
             events: VecDeque::new(),
             claims: BTreeMap::new(),
             epoch: 0,
             disk_full: false,
             keys: Vec::new(),
+            kept_key: None,
             slow_keys: false,
             store_delay: Duration::ZERO,
             clock_error_ms: 0,

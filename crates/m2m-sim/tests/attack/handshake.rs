@@ -1,4 +1,6 @@
 //! Handshakes that are forged, repeated, misdirected, or too many.
+use std::net::SocketAddr;
+
 use m2m_proto::{
     config::{Config, Rate},
     error::ConnectError,
@@ -155,9 +157,46 @@ fn the_same_init_gets_the_same_resp_and_no_second_key_exchange() {
     let first = hand.ask(&mut world, &init);
     assert!(is_resp(&first));
     for _ in 0..5 {
+        world.run(SECOND / 2);
         assert_eq!(hand.ask(&mut world, &init), first);
     }
     assert_eq!((world.net(net).stats().handshakes, world.net(net).sessions()), (1, 1));
+}
+
+/// An eavesdropper has INITs for nothing: copies must neither cost much, nor drive the initiator's own place out.
+#[test]
+fn copies_of_an_init_are_answered_seldom_and_in_few_places() {
+    let (mut world, net, mut hand) = target(|_| ());
+    let initiator = hand.start(&hand.fields(7), 1);
+    let first = hand.ask(&mut world, initiator.init());
+    let home = hand.address;
+    let mut answers = 0;
+    for n in 0..400u32 {
+        hand.address = SocketAddr::from((0x0A00_0001u32.wrapping_add(n % 40 << 8).to_be_bytes(), 4000));
+        hand.send(&mut world, initiator.init());
+        world.run(SECOND / 400);
+        let tap = world.tap.as_ref().unwrap();
+        answers =
+            tap.iter().filter(|(_, to, bytes)| *to != home && bytes.len() == 104 && bytes[0] == 0x92).count();
+    }
+    assert!((3..=9).contains(&answers), "three other places, at most each half a second: {answers}");
+    assert!(dropped(&mut world, net, Drop::OverBudget) >= 390, "{:?}", drops(&mut world, net));
+    hand.address = home;
+    assert_eq!(hand.ask(&mut world, initiator.init()), first, "the initiator is answered all the same");
+}
+
+/// One handshake's INITs, as early as they may be: no repetition of an honest initiator goes without its answer.
+#[test]
+fn each_init_of_a_schedule_is_answered() {
+    let (mut world, net, mut hand) = target(|_| ());
+    let initiator = hand.start(&hand.fields(7), 1);
+    let started = world.now;
+    // The second as late as it may be, the third as early.
+    for due_ms in [0, 1_100, 2_000, 4_000] {
+        world.run((started + Duration::from_millis(due_ms)).since(world.now));
+        assert!(is_resp(&hand.ask(&mut world, initiator.init())), "the INIT at {due_ms} ms");
+    }
+    assert_eq!(world.net(net).stats().handshakes, 1);
 }
 
 #[test]
@@ -211,6 +250,7 @@ fn another_ephemeral_on_a_token_that_is_taken_is_asked_for_a_cookie() {
     let second = hand.start(&hand.fields(7), 2);
     let answers = hand.ask(&mut world, second.init());
     assert!(is_cookie(&answers), "{answers:?}");
+    world.run(SECOND / 2);
     assert_eq!(hand.ask(&mut world, first.init()), resp, "the first keeps its slot meanwhile");
     let answers = hand.ask(&mut world, &with_cookie(&second, &answers));
     assert!(is_resp(&answers));
@@ -371,8 +411,8 @@ fn one_source_has_a_budget_of_forged_inits_and_others_have_their_own() {
 #[test]
 fn authentic_inits_do_not_use_up_the_budget_of_their_source() {
     let (mut world, net, mut hand) = target(|config| config.limits.init_rate = Rate::new(1, 2));
-    let init = *hand.start(&hand.fields(7), 1).init();
-    for _ in 0..50 {
+    for stoken in 1..=50 {
+        let init = *hand.start(&hand.fields(stoken), 1).init();
         hand.send(&mut world, &init);
     }
     assert_eq!(hand.inbox(&mut world).len(), 50);

@@ -1,7 +1,7 @@
 //! Who steps in when a session is opened anew, and who confirms one from where it never was.
 use m2m_proto::{
     coap::{code::Code, option_set::OptionSet},
-    error::RequestError,
+    error::{CloseReason, RequestError},
     event::{Event, RequestId, SessionId},
     net::{ConnectOptions, Route},
     session::{
@@ -94,6 +94,76 @@ fn an_answer_to_a_question_under_the_old_keys_counts_no_packet_of_the_new() {
         ],
     );
     hand.hear(&mut world);
+}
+
+/// A peer that answers, and never says whether it remembers, holds up what waits for that. It is asked a few times, and
+/// then told to be of no use.
+#[test]
+fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
+    let mut world = World::new(1);
+    let net = world.add(World::config(2));
+    let mut hand = Hand::new(&mut world, 1, net, 2);
+    let address = hand.address;
+    let session = world
+        .command(net, |net, now| net.connect(now, World::id(1), &key(1), Route::Direct(address)).unwrap());
+    answer_init(&mut world, &mut hand);
+    hand.hear(&mut world);
+    post(&mut world, net, session, 7, b"pay").unwrap();
+    step_in(&mut world, &mut hand);
+    let mut pings = 0;
+    for _ in 0..100 {
+        let asked = pick(&hand.hear(&mut world), |frame| match frame {
+            Frame::Ping { req, .. } => Some(*req),
+            _ => None,
+        });
+        pings += asked.len();
+        for req in asked {
+            hand.say(&mut world, &[Frame::Pong { req, draining: false, observed: None }]);
+        }
+    }
+    assert!((10..=20).contains(&pings), "{pings}");
+    let events = &world.member(net).events;
+    let closed = events.iter().find_map(|(_, event)| match event {
+        Event::Closed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(closed, Some(CloseReason::NoVerdict));
+    let failed = events.iter().find_map(|(_, event)| match event {
+        Event::RequestFailed { why, .. } => Some(*why),
+        _ => None,
+    });
+    assert_eq!(failed, Some(RequestError::SessionLost(CloseReason::NoVerdict)));
+}
+
+/// Whoever answers each handshake and nothing after it is left too, before it can no longer be told which of the handshakes
+/// it means.
+#[test]
+fn who_answers_handshakes_only_is_left_after_a_few() {
+    let mut world = World::new(1);
+    let net = world.add(World::config(2));
+    let mut hand = Hand::new(&mut world, 1, net, 2);
+    let address = hand.address;
+    let session = world
+        .command(net, |net, now| net.connect(now, World::id(1), &key(1), Route::Direct(address)).unwrap());
+    answer_init(&mut world, &mut hand);
+    hand.hear(&mut world);
+    post(&mut world, net, session, 7, b"pay").unwrap();
+    let mut handshakes = 0;
+    let closed = (0..600).find_map(|_| {
+        world.run(SECOND);
+        let init = hand.inbox(&mut world).into_iter().find(|bytes| bytes[0] == 0x91);
+        if let Some(init) = init {
+            let (resp, _) = respond(&init, 1, &resp_fields(Suite::Aes128Gcm));
+            hand.send(&mut world, &resp);
+            handshakes += 1;
+        }
+        world.member(net).events.iter().find_map(|(_, event)| match event {
+            Event::Closed { why, .. } => Some(*why),
+            _ => None,
+        })
+    });
+    assert_eq!(closed, Some(CloseReason::NoVerdict));
+    assert_eq!(handshakes, 8);
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn unknown_frames_are_skipped_and_counted() {
     hand.hear(&mut world);
     hand.send(&mut world, &packet);
     assert_eq!(pick(&hand.hear(&mut world), pongs), [9]);
-    assert_eq!(dropped(&mut world, net, Drop::Kind), 2);
+    assert_eq!(dropped(&mut world, net, Drop::UnknownFrame), 2);
 }
 
 #[test]

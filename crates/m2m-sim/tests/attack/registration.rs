@@ -7,7 +7,7 @@ use m2m_proto::{
     net::{HostConfig, Route},
     session::{
         Secure,
-        keys::{DeviceKey, Suite},
+        keys::{DeviceKey, Role, Suite},
     },
     stats::Drop,
     time::Duration,
@@ -138,6 +138,59 @@ fn the_epoch_decides_row_by_row() {
     });
     assert_eq!(closed, [CloseCode::REPLACED]);
     assert_eq!(world.net(host).registrations(), 1);
+}
+
+/// AHEAD lowers the epoch of an older registration. That is for the id's own device only.
+#[test]
+fn an_epoch_far_ahead_moves_nothing_before_its_claim_is_checked() {
+    let (mut world, host, mut hand) = host();
+    let ahead = NOW + 200_000;
+    assert_eq!(prove_and_register(&mut world, &mut hand, 1, ahead).0, RegisterStatus::OK);
+    let mut thief = Hand::new(&mut world, 2, host, 1);
+    let fields = thief.fields(0x9999);
+    thief.half_open(&mut world, &fields, 0x55);
+    let established = thief.established.as_ref().unwrap();
+    let device = DeviceKey::from_bytes([0x99; 32]);
+    let proof = device.prove(&established.peer_ephemeral, established.hash(), Role::Initiator).unwrap();
+    let prove = Frame::Prove { public: &proof.public, mac: &proof.mac };
+    let said = thief.talk(&mut world, &[prove, register(1, NOW + 400_000_000)], answers);
+    assert_eq!(said[0].0, RegisterStatus::CLAIMED);
+    let mut borrower = Hand::new(&mut world, 2, host, 1);
+    let fields = borrower.fields(0x8888);
+    borrower.half_open(&mut world, &fields, 0x56);
+    let ephemeral =
+        Frame::Register { req: Req(1), ephemeral: true, epoch: Epoch(NOW + 400_000_000), lease_s: 60 };
+    let said = borrower.talk(&mut world, &[ephemeral], answers);
+    assert!(matches!(said[0].0, RegisterStatus::CLAIMED | RegisterStatus::REFUSED), "{said:?}");
+
+    let mut again = Hand::new(&mut world, 2, host, 1);
+    let fields = again.fields(0x7777);
+    again.half_open(&mut world, &fields, 0x57);
+    let said = prove_and_register(&mut world, &mut again, 1, NOW + 100_000);
+    assert_eq!(said, (RegisterStatus::STALE, ahead, 0), "the epoch is what it was");
+}
+
+/// An operator gives an id to another device, or to nobody: whoever has it now has to go, and hears how it stands.
+#[test]
+fn a_claim_that_is_taken_away_ends_its_registration() {
+    for taken in [None, Some([7; 32])] {
+        let (mut world, host, mut hand) = host();
+        assert_eq!(prove_and_register(&mut world, &mut hand, 1, NOW).0, RegisterStatus::OK);
+        let own = *device(2).public();
+        world.command(host, |net, now| net.claim_changed(now, World::id(2), Some(own)));
+        world.command(host, |net, now| net.claim_changed(now, World::id(3), None));
+        assert!(hand.hear(&mut world).is_empty(), "its own key is its claim");
+        assert_eq!(world.net(host).registrations(), 1);
+
+        world.command(host, |net, now| net.claim_changed(now, World::id(2), taken));
+        let closed = pick(&hand.hear(&mut world), |frame| match frame {
+            Frame::Close { code, .. } => Some(*code),
+            _ => None,
+        });
+        assert_eq!(closed, [CloseCode::REFUSED]);
+        assert_eq!(world.net(host).registrations(), 0);
+        world.wait_for(host, SECOND, |event| matches!(event, Event::Unregistered { .. }).then_some(()));
+    }
 }
 
 #[test]

@@ -131,6 +131,28 @@ fn a_flood_of_rekeys_is_bounded() {
     assert!(is_alive(&mut world, &mut hand));
 }
 
+/// Whoever goes on asking for keys uses up what is there for his own session, and leaves the others theirs.
+#[test]
+fn a_flood_of_rekeys_leaves_the_others_theirs() {
+    let (mut world, net, mut hand, _) = target(|config| {
+        config.limits.dh_rate = Rate::new(1, 60);
+        config.limits.rekey_rate = Rate::new(1, 10);
+    });
+    let answered = |world: &mut World, hand: &mut Hand, asks: u16| -> usize {
+        // Each with other keys: that is what costs something.
+        (0..asks).map(|n| hand.talk(world, &[rekey(n, 1, &secret(n as u8))], rekeyed).len()).sum()
+    };
+    let first = answered(&mut world, &mut hand, 100);
+    assert!((10..=20).contains(&first), "10, and one for each second: {first}");
+    assert!(dropped(&mut world, net, Drop::OverBudget) >= 80);
+    let mut other = Hand::up(&mut world, 3, net, 2);
+    assert_eq!(answered(&mut world, &mut other, 5), 5);
+    // It has its own again once it has been quiet for a while.
+    world.run(15 * SECOND);
+    assert_eq!(answered(&mut world, &mut hand, 10), 10);
+    assert!(is_alive(&mut world, &mut hand));
+}
+
 /// One who asks, is answered and never uses the keys holds up our own changes, and nothing else.
 #[test]
 fn who_never_changes_is_served_with_the_old_keys() {
@@ -196,7 +218,7 @@ fn the_newest_token_stays() {
     let answers = hand.ask(&mut world, &late);
     assert_eq!(answers.len(), 1, "answered all the same");
     assert_eq!(label(&mut world, &mut hand), 0x2222);
-    assert_eq!(hand.talk(&mut world, &[new_token(3, 0)], done), [(3, 1)], "zero is no token");
+    assert_eq!(hand.talk(&mut world, &[new_token(3, 0)], done), [(3, 7)], "zero is no token");
     assert_eq!(label(&mut world, &mut hand), 0x2222);
     let flood: Vec<_> = (0..64).map(|n| new_token(10 + n, 1 + u32::from(n))).collect();
     assert!(hand.talk(&mut world, &flood, done).len() <= 64);

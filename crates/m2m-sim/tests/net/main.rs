@@ -7,3 +7,4 @@ mod recovery;
 mod regressions;
 mod rekey;
 mod roaming;
+mod shards;

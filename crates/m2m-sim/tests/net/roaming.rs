@@ -270,6 +270,44 @@ fn a_session_goes_on_through_the_host_of_both_when_the_straight_way_is_gone() {
     pair.check();
 }
 
+/// The side that followed its peer into the host remembers where that was before, and tries it once the host is gone.
+#[test]
+fn a_session_that_went_through_the_host_goes_back_when_only_the_straight_way_is_left() {
+    let mut world = World::new(6);
+    let host = world.add_host(1);
+    let nets = [world.add_guest(2, host, 1), world.add_guest(3, host, 1)];
+    world.run(SECOND);
+    let straight = Route::Direct(world.address(nets[1]));
+    let mut pair = meet(world, nets, 3, straight);
+    let [was, _] = [pair.path(0), pair.path(1)];
+    pair.world.cut.push((nets[0], nets[1]));
+    pair.ask(0, 4);
+    pair.run(40 * SECOND);
+    assert_eq!([pair.path(0), pair.path(1)], [Path::Through(World::id(1)); 2]);
+
+    pair.world.cut.clear();
+    pair.world.kill(host);
+    pair.ask(1, 4);
+    pair.run(40 * SECOND);
+    assert_eq!(pair.path(0), was);
+    assert!(matches!(pair.path(1), Path::Direct(_)));
+    pair.check();
+}
+
+/// Straight paths between those who met through a host are not looked for (protocol, section 10.2): nothing but a packet
+/// that comes another way makes a candidate, and no net sends one.
+#[test]
+fn a_session_that_began_in_the_host_stays_there() {
+    let mut pair = relayed(7);
+    for _ in 0..20 {
+        pair.ask(0, 4);
+        pair.ask(1, 4);
+        pair.run(10 * SECOND);
+    }
+    assert_eq!([pair.path(0), pair.path(1)], [Path::Through(World::id(1)); 2]);
+    pair.check();
+}
+
 #[test]
 fn a_session_through_a_host_answers_a_window_of_requests() {
     let mut world = World::new(4);

@@ -2,7 +2,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use m2m_proto::{
-    config::Config,
+    config::{Config, Shard},
     error::ErrorKind,
     id::Id,
     net::{self as proto, HostConfig},
@@ -17,9 +17,10 @@ use super::{
     hosts::{self, HostName},
     news::HostState,
     remote_key::OwnKey,
+    shards::{self, Post, Shards},
     shared::Shared,
-    socket::Socket,
-    store::Store,
+    socket::{CAN_SHARE_PORTS, Socket},
+    store::{self, Store},
 };
 use crate::{
     Error, Key,
@@ -44,6 +45,7 @@ pub struct NetBuilder {
     strict: bool,
     batched: bool,
     max_handlers: usize,
+    shards: u8,
     allow_key_change: bool,
     tune: Option<Tune>,
 }
@@ -72,6 +74,7 @@ impl NetBuilder {
             strict: false,
             batched: true,
             max_handlers: MAX_RUNNING,
+            shards: 1,
             allow_key_change: false,
             tune: None,
         }
@@ -149,6 +152,14 @@ impl NetBuilder {
         self
     }
 
+    /// Be so many machines on one port, 1 to 128: each has a socket and a task of its own, so that a host uses as many
+    /// cores, if its runtime has as many threads. A peer is served by the one that its id falls to. Limits are those of
+    /// each, but for [`NetBuilder::max_handlers`] and new claims, which they share. Linux only. Default: 1.
+    pub fn shards(mut self, count: u8) -> NetBuilder {
+        self.shards = count;
+        self
+    }
+
     /// Changes what has no method of its own here: limits and timers. Called last; what it sets stands.
     pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> NetBuilder {
         self.tune = Some(Box::new(tune));
@@ -168,7 +179,11 @@ impl NetBuilder {
         self.check()?;
         // A pair key is told before the socket and the folder are tried.
         self.key.to_net_key()?;
-        let socket = Arc::new(Socket::bind(self.bind, self.batched)?);
+        let sockets = match self.shards {
+            1 => vec![Arc::new(Socket::bind(self.bind, self.batched)?)],
+            count => Socket::bind_shared(self.bind, self.batched, count)?,
+        };
+        let Some(first) = sockets.first().cloned() else { return Err(no_shards()) };
         let kept = read_state(self.key.clone(), self.state_dir.take(), self.server).await?;
         let net_key = kept.own_key.net_key()?;
         let device = kept.device.unwrap_or_else(|| DeviceKey::derived_from(&net_key, self.id));
@@ -184,23 +199,48 @@ impl NetBuilder {
             tune(&mut config);
         }
         kept.own_key.configure(&mut config);
-        let claims = kept.claims.or_else(|| config.registry.then(Claims::in_memory));
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed)
-            .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
-        let machine = proto::Net::new(config, seed, Time::ZERO);
-        let store = Store::new(kept.dir, claims, kept.own_key, self.strict);
-        let shared = Arc::new(Shared::new(machine, socket.clone(), store, self.max_handlers));
-        shared.with(|state, now| state.set_unix_time(now));
-        self.add_hosts(&shared, &socket)?;
-        let (driven, driven_socket) = (shared.clone(), socket.clone());
-        let ending = driver::Ending(shared.clone());
-        tokio::spawn(async move {
-            let _ending = ending;
-            driver::run(driven, driven_socket).await;
-        });
-        info!(id = ?self.id, address = %socket.local_addr(), "net open");
-        Ok(Net::new(shared, self.key, socket.local_addr()))
+        let claims = kept.claims.or_else(|| config.registry.then(Claims::in_memory)).map(Arc::new);
+        let dir = kept.dir.map(Arc::new);
+        let store = || Store::new(dir.clone(), claims.clone(), kept.own_key.clone(), self.strict);
+        let shards = self.start(&config, &sockets, store)?;
+        self.add_hosts(shards.first(), &first)?;
+        shards.all().iter().for_each(store::watch_edits);
+        let address = first.local_addr();
+        for (shared, socket) in shards.all().iter().cloned().zip(sockets) {
+            let ending = driver::Ending(shared.clone());
+            tokio::spawn(async move {
+                let _ending = ending;
+                driver::run(shared, socket).await;
+            });
+        }
+        info!(id = ?self.id, %address, shards = self.shards, "net open");
+        Ok(Net::new(shards, self.key, address))
+    }
+
+    /// A machine for each socket, and what belongs to it.
+    fn start(
+        &self,
+        config: &Config,
+        sockets: &[Arc<Socket>],
+        store: impl Fn() -> Store,
+    ) -> Result<Shards, Error> {
+        let mut all: Vec<Arc<Shared>> = Vec::new();
+        let max_handlers = self.max_handlers.div_ceil(sockets.len().max(1));
+        let parts = shards::configs(config, self.shards).into_iter().zip(Post::new(self.shards)).zip(sockets);
+        for ((config, post), socket) in parts {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed)
+                .map_err(|why| Error::new(ErrorKind::Io, format!("the system has no randomness: {why}")))?;
+            let machine = proto::Net::new(config, seed, Time::ZERO);
+            let shared = Shared::new(machine, socket.clone(), store(), max_handlers, post);
+            let shared = match all.first() {
+                Some(first) => shared.beside(first),
+                None => shared,
+            };
+            all.push(Arc::new(shared));
+        }
+        all.iter().for_each(|shared| shared.with(|state, now| state.set_unix_time(now)));
+        Ok(Shards::new(all))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -211,7 +251,19 @@ impl NetBuilder {
         if self.hosts.iter().filter(|(host, _)| host.id.is_none()).count() > 1 {
             return wrong("several hosts without an id can't be told apart: write ID@HOST".to_owned());
         }
-        Ok(())
+        match self.shards {
+            1 => Ok(()),
+            0 => Err(no_shards()),
+            count if count > Shard::MAX => wrong(format!("{count} shards: a net has {} at most", Shard::MAX)),
+            _ if !CAN_SHARE_PORTS => wrong(
+                "several shards need a port that sockets can share, which this system has not: use one shard"
+                    .to_owned(),
+            ),
+            _ if !self.hosts.is_empty() => {
+                wrong("a net that registers with a host has one shard: leave the shards out".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn add_hosts(&self, shared: &Arc<Shared>, socket: &Arc<Socket>) -> Result<(), Error> {
@@ -245,6 +297,10 @@ impl NetBuilder {
         }
         Ok(())
     }
+}
+
+fn no_shards() -> Error {
+    Error::new(ErrorKind::Configuration, "a net has one shard at least")
 }
 
 /// Reads the state folder, off the event loop.

@@ -15,6 +15,7 @@ use tracing::{debug, error, trace};
 use super::{
     handlers::Inline,
     news::HostState,
+    shards::{Inbound, Post},
     shared::{Shared, State},
     socket::{Inbox, Socket},
 };
@@ -39,6 +40,8 @@ struct Driver {
     shared: Arc<Shared>,
     socket: Arc<Socket>,
     inbox: Inbox,
+    /// What the net's other shards hand over.
+    inbound: Option<Inbound>,
     inline: Inline,
     timer: Pin<Box<Sleep>>,
     /// The timer is to be set anew.
@@ -48,8 +51,10 @@ struct Driver {
 
 pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
     let clock_due = Instant::now() + CLOCK_INTERVAL;
+    let inbound = shared.look().post.as_ref().map(Post::inbound);
     let mut driver = Driver {
         inbox: socket.inbox(),
+        inbound,
         inline: Inline::default(),
         timer: Box::pin(sleep_until(clock_due)),
         has_fired: false,
@@ -122,6 +127,9 @@ impl Driver {
             // What came would only be answered by more that can't leave: the system's queue is the place to wait.
             return self.socket.poll_writable(cx).map(|_| Turn::Pump);
         }
+        if self.inbound.as_ref().is_some_and(|inbound| inbound.poll(cx).is_ready()) {
+            return Poll::Ready(Turn::Receive(Ok(())));
+        }
         self.socket.poll_readable(cx).map(Turn::Receive)
     }
 
@@ -147,8 +155,11 @@ impl Driver {
     /// Takes what came: all of it goes to the machine before the machine is asked what is to leave, so that what answers
     /// a bundle is a bundle. An error is one of the socket itself.
     fn receive(&mut self) -> io::Result<()> {
+        let is_handed = self.inbound.as_mut().is_some_and(Inbound::fetch);
         match self.socket.receive(&mut self.inbox) {
             Ok(()) => {}
+            // The inbox is empty.
+            Err(_) if is_handed => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => {
                 // ICMP's word on an earlier datagram (port unreachable, say): the next may be fine.
@@ -162,6 +173,9 @@ impl Driver {
             trace!(%from, len = datagram.len(), "received");
             state.machine.handle_datagram(now, from, datagram);
         });
+        if let Some(inbound) = &mut self.inbound {
+            inbound.feed(now, &mut state.machine);
+        }
         state.carry_out_ready(&self.shared, now);
         if state.incoming.has_arrived() {
             self.inline.take(&mut state);
@@ -268,7 +282,7 @@ mod tests {
             session.send("warm").await.unwrap();
             sessions.push(session);
         }
-        let shared = &a.0.shared;
+        let shared = a.0.shards.first();
         let socket = shared.look().socket.clone().unwrap();
         socket.is_full.store(true, Ordering::Relaxed);
         let before = a.stats().datagrams_out;

@@ -119,6 +119,12 @@ impl State {
                     shared.tell(NetEvent::HostConnected { host, public });
                 }
             }
+            Event::HostRecovered { host, public } => {
+                let public = public.map(socket::unmapped);
+                info!(?host, "registered with the host again");
+                shared.host.send_replace(HostState::Connected { host, public });
+                shared.tell(NetEvent::HostConnected { host, public });
+            }
             Event::HostDisconnected { host, why } => {
                 self.learn_host_id(host);
                 warn!(?host, %why, "no connection with the host; trying again");
@@ -129,7 +135,7 @@ impl State {
             }
             Event::HostRefused { host, status, since } => {
                 self.learn_host_id(host);
-                let why = news::refusal(status, since);
+                let why = news::refusal(status, since, self.machine.is_ephemeral());
                 warn!(?host, "the host refused to register this net: {why}");
                 shared.host.send_replace(HostState::Refused { why: why.clone() });
                 shared.tell(NetEvent::HostRefused { host, why });

@@ -69,7 +69,7 @@ pub enum NetEvent {
         /// Where to.
         path: Path,
     },
-    /// This net is registered with its host.
+    /// This net is registered with its host; again, if the host had forgotten it and their session was opened anew.
     HostConnected {
         /// The host.
         host: Id,
@@ -102,8 +102,8 @@ pub(super) fn date(unix: u32) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix.into()))
 }
 
-/// A refusal in words, and what to do about it.
-pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
+/// A refusal in words, and what to do about it; `ephemeral` is a net whose id nobody knows.
+pub(super) fn refusal(status: RegisterStatus, since: u32, ephemeral: bool) -> String {
     match status {
         RegisterStatus::CLAIMED => format!(
             "claimed by another key since {}: use the state folder of the device that holds this id, or another id; \
@@ -117,6 +117,10 @@ pub(super) fn refusal(status: RegisterStatus, since: u32) -> String {
             "that net is no host: it keeps no registry. Is the host's address right?".to_owned()
         }
         RegisterStatus::FULL | RegisterStatus::STORE => format!("{status}: have its operator look at it"),
+        RegisterStatus::REFUSED if ephemeral => format!(
+            "{status}: that host takes listed devices only, and a random id is none: give --id with the id of a listed one, \
+             and its key and state folder"
+        ),
         RegisterStatus::REFUSED => format!(
             "{status}: the id is reserved, or that host takes listed devices only: have its operator list this one with \
              `m2m server claims pin ID DEVICE` (`m2m id` shows both)"

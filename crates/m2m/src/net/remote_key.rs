@@ -1,4 +1,5 @@
 //! Net keys that are changed from afar: ours by others, and others' by us.
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use m2m_proto::{
@@ -20,12 +21,16 @@ use crate::{
 };
 
 /// This net's key: as it was configured, and as it is now.
+#[derive(Clone)]
 pub(super) struct OwnKey {
     configured: Zeroizing<Vec<u8>>,
     current: Zeroizing<Vec<u8>>,
     kept: Option<Kept>,
+    /// Whoever changes it, in whichever shard of the net, holds this.
+    turn: Arc<Mutex<()>>,
 }
 
+#[derive(Clone)]
 struct Kept {
     key_id: u16,
     changed: u64,
@@ -38,9 +43,14 @@ impl OwnKey {
         let configured = Zeroizing::new(key.as_file().bytes().to_vec());
         let kept = dir.map(|dir| dir.net_key(&configured)).transpose()?.flatten();
         let Some(KeptKey { key_id, changed, current, previous, .. }) = kept else {
-            return Ok(OwnKey { current: configured.clone(), configured, kept: None });
+            return Ok(OwnKey { current: configured.clone(), configured, kept: None, turn: Arc::default() });
         };
-        Ok(OwnKey { configured, current, kept: Some(Kept { key_id, changed, previous }) })
+        Ok(OwnKey {
+            configured,
+            current,
+            kept: Some(Kept { key_id, changed, previous }),
+            turn: Arc::default(),
+        })
     }
 
     /// The key as the machine needs it.
@@ -60,6 +70,16 @@ impl OwnKey {
         if let (false, Ok(key)) = (grace.is_zero(), NetKey::new(&kept.previous)) {
             config.previous_key = Some(PreviousKey { key, grace });
         }
+    }
+
+    pub(super) fn turn(&self) -> Arc<Mutex<()>> {
+        self.turn.clone()
+    }
+
+    /// Whether a key of this version comes next.
+    pub(super) fn is_followed_by(&self, key_id: u16) -> bool {
+        let current = self.kept.as_ref().map_or(0, |kept| kept.key_id);
+        key_id == current.wrapping_add(1).max(1)
     }
 
     /// The record of a change to this key.

@@ -28,6 +28,7 @@ use super::{
     handlers::Incoming,
     hosts::HostName,
     news::{HostState, NetEvent},
+    shards::{Post, Siblings},
     socket::Socket,
     store::{self, Store},
     waiting::Waiting,
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(super) news: broadcast::Sender<NetEvent>,
     /// True once the driver is gone and the socket closed.
     pub(super) ended: watch::Sender<bool>,
+    pub(super) siblings: Siblings,
 }
 
 pub(crate) struct State {
@@ -60,6 +62,8 @@ pub(crate) struct State {
     /// It was woken, and has not looked yet.
     is_rung: bool,
     pub(super) egress: Egress,
+    /// The way to the net's other shards, if it has any.
+    pub(super) post: Option<Post>,
     /// No new requests, neither ours nor others'.
     pub(super) draining: bool,
     pub(super) closed: bool,
@@ -84,7 +88,13 @@ pub(crate) struct State {
 }
 
 impl Shared {
-    pub(super) fn new(machine: net::Net, socket: Arc<Socket>, store: Store, max_handlers: usize) -> Shared {
+    pub(super) fn new(
+        machine: net::Net,
+        socket: Arc<Socket>,
+        store: Store,
+        max_handlers: usize,
+        post: Option<Post>,
+    ) -> Shared {
         Shared {
             id: machine.id(),
             state: Mutex::new(State {
@@ -98,6 +108,7 @@ impl Shared {
                 driver: None,
                 is_rung: false,
                 egress: Egress::default(),
+                post,
                 draining: false,
                 closed: false,
                 waiting: Waiting::default(),
@@ -117,7 +128,13 @@ impl Shared {
             host: watch::Sender::new(HostState::None),
             news: broadcast::Sender::new(256),
             ended: watch::Sender::new(false),
+            siblings: Siblings::new(),
         }
+    }
+
+    /// A shard tells what happens to its net where the first one does.
+    pub(super) fn beside(self, first: &Shared) -> Shared {
+        Shared { news: first.news.clone(), host: first.host.clone(), ..self }
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -204,6 +221,9 @@ impl State {
             // The driver pumps again when the socket is free.
             self.timeout = Time::NEVER;
         }
+        if let Some(post) = &mut self.post {
+            post.deliver(&mut self.machine, &mut self.wakers);
+        }
         store::start(shared, self);
     }
 
@@ -229,8 +249,11 @@ impl State {
             Output::Claim(claim) => self.store.check(claim),
             Output::SaveEpoch(epoch) => self.store.keep_epoch(epoch),
             Output::StoreKey(key) => store::keep_key(self, now, key),
-            // There is one machine to a net here: nothing belongs to another shard.
-            Output::Handover { bytes, .. } => self.machine.recycle(bytes),
+            Output::Handover { shard, handed } => {
+                if let Some(post) = &mut self.post {
+                    post.push(shard, handed);
+                }
+            }
             // Told again by whoever asks again.
             Output::Timeout(_) => {}
         }

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -30,7 +31,7 @@ pub(super) struct Socket {
     batched: Option<Batched>,
     /// Takes nothing, as one whose queue is full.
     #[cfg(test)]
-    pub(super) is_full: std::sync::atomic::AtomicBool,
+    pub(in crate::net) is_full: std::sync::atomic::AtomicBool,
 }
 
 impl Socket {
@@ -38,12 +39,29 @@ impl Socket {
     /// gives several datagrams in one call where the system can, if it is to be `batched`.
     pub(super) fn bind(wanted: Option<SocketAddr>, batched: bool) -> Result<Socket, Error> {
         let address = wanted.unwrap_or(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0));
-        let bound = match open(address) {
+        let bound = match open(address, Port::Alone) {
             Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && !is_in_use(&error) => {
-                open(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
+                open(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()), Port::Alone)
             }
             bound => bound,
         };
+        Socket::of(address, bound, batched)
+    }
+
+    /// Binds so many sockets to one port, among which the system spreads what comes, by its sender's address.
+    pub(super) fn bind_shared(
+        wanted: Option<SocketAddr>,
+        batched: bool,
+        count: u8,
+    ) -> Result<Vec<Arc<Socket>>, Error> {
+        // Who shares a port, shares it with every program of the same user that wants to: alone on it first, this net
+        // learns whether it is free.
+        let local = Socket::bind(wanted, batched)?.local;
+        let one = || Socket::of(local, open(local, Port::Shared), batched).map(Arc::new);
+        (0..count).map(|_| one()).collect()
+    }
+
+    fn of(address: SocketAddr, bound: io::Result<UdpSocket>, batched: bool) -> Result<Socket, Error> {
         let udp = bound.map_err(|error| bind_error(address, error))?;
         let local = udp.local_addr().map_err(|error| bind_error(address, error))?;
         let batched = if batched { Batched::new(&udp) } else { None };
@@ -172,10 +190,33 @@ pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+/// Whether others may have the same port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Alone,
+    Shared,
+}
+
+/// Linux spreads what comes to a shared port; elsewhere one of the sockets gets it all, or none may share.
+pub(super) const CAN_SHARE_PORTS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn share_port(socket: &socket2::Socket) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_reuseport(socket, true)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn share_port(_: &socket2::Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn open(address: SocketAddr, port: Port) -> io::Result<UdpSocket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.ip() == Ipv6Addr::UNSPECIFIED {
         socket.set_only_v6(false)?;
+    }
+    if port == Port::Shared {
+        share_port(&socket)?;
     }
     socket.set_nonblocking(true)?;
     // Smaller buffers only mean that a burst loses more: no reason to fail.

@@ -1,7 +1,7 @@
 //! The disk, off the event loop: claims in batches, the last epoch, a net key that was changed from afar.
 use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use m2m_proto::{
@@ -13,16 +13,26 @@ use tracing::{error, warn};
 use super::{
     news::{NetEvent, date},
     remote_key::OwnKey,
+    shards,
     shared::{Shared, State},
 };
 use crate::state::{self, Claims, StateDir, StateError};
+
+/// A running host looks so often whether somebody has pinned or forgotten claims.
+const EDITS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a net has to keep, and what is on its way to the disk. One write of each kind at a time.
 pub(super) struct Store {
     dir: Option<Arc<StateDir>>,
     claims: Option<Arc<Claims>>,
     waiting: Vec<ClaimRequest>,
+    /// A look at the claims is under way, or at what was edited: one at a time, so that the machine is told in the
+    /// order in which the claims were read.
     checking: bool,
+    /// It is time to look for edits.
+    edits_due: bool,
+    /// The number of the last edit that the machine was told.
+    last_edit: u64,
     epoch: Option<u64>,
     keeping: bool,
     own_key: OwnKey,
@@ -33,12 +43,19 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(dir: Option<StateDir>, claims: Option<Claims>, own_key: OwnKey, strict: bool) -> Store {
+    pub(super) fn new(
+        dir: Option<Arc<StateDir>>,
+        claims: Option<Arc<Claims>>,
+        own_key: OwnKey,
+        strict: bool,
+    ) -> Store {
         Store {
-            dir: dir.map(Arc::new),
-            claims: claims.map(Arc::new),
+            dir,
+            claims,
             waiting: Vec::new(),
             checking: false,
+            edits_due: false,
+            last_edit: 0,
             epoch: None,
             keeping: false,
             own_key,
@@ -46,6 +63,15 @@ impl Store {
             changing: false,
             strict,
         }
+    }
+
+    /// The net key that another shard has kept.
+    pub(super) fn set_own_key(&mut self, own_key: OwnKey) {
+        self.own_key = own_key;
+    }
+
+    pub(super) fn own_key(&self) -> OwnKey {
+        self.own_key.clone()
     }
 
     pub(super) fn check(&mut self, claim: ClaimRequest) {
@@ -73,20 +99,33 @@ impl Store {
     }
 }
 
+/// Looks for claims that others edit, for as long as the net lives.
+pub(super) fn watch_edits(shared: &Arc<Shared>) {
+    if shared.look().store.claims.is_none() {
+        return;
+    }
+    let watched = Arc::downgrade(shared);
+    // It ends by itself, within an interval of the net's end.
+    drop(tokio::spawn(async move {
+        let mut interval = tokio::time::interval(EDITS_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let Some(shared) = watched.upgrade() else { return };
+            let mut state = shared.look();
+            if state.store.claims.is_none() {
+                return;
+            }
+            state.store.edits_due = true;
+            start_claims(&shared, &mut state);
+        }
+    }));
+}
+
 /// Sends what waits to the disk, if nothing of its kind is under way.
 pub(super) fn start(shared: &Arc<Shared>, state: &mut State) {
     start_key_change(shared, state);
-    let store = &mut state.store;
-    if !store.checking
-        && !store.waiting.is_empty()
-        && let Some(claims) = store.claims.clone()
-    {
-        store.checking = true;
-        let batch = std::mem::take(&mut store.waiting);
-        let shared = shared.clone();
-        // Dropping the handle leaves the task running; nobody waits for it but the machine.
-        drop(state.runtime.spawn_blocking(move || check_batch(&shared, &claims, &batch)));
-    }
+    start_claims(shared, state);
     let store = &mut state.store;
     if !store.keeping
         && let (Some(epoch), Some(dir)) = (store.epoch.take(), store.dir.clone())
@@ -105,6 +144,37 @@ pub(super) fn start(shared: &Arc<Shared>, state: &mut State) {
     }
 }
 
+fn start_claims(shared: &Arc<Shared>, state: &mut State) {
+    let store = &mut state.store;
+    let is_due = store.edits_due || !store.waiting.is_empty();
+    let Some(claims) = store.claims.clone().filter(|_| is_due && !store.checking) else { return };
+    store.checking = true;
+    let batch = std::mem::take(&mut store.waiting);
+    let edits_after = std::mem::take(&mut store.edits_due).then_some(store.last_edit);
+    let shared = shared.clone();
+    // Dropping the handle leaves the task running; nobody waits for it but the machine.
+    drop(state.runtime.spawn_blocking(move || {
+        if let Some(last) = edits_after {
+            tell_edits(&shared, &claims, last);
+        }
+        check_batch(&shared, &claims, &batch);
+    }));
+}
+
+/// Tells the machine whose claims are others' now.
+fn tell_edits(shared: &Arc<Shared>, claims: &Claims, last: u64) {
+    match claims.edits_since(last) {
+        Ok(edits) if edits.latest != last => shared.with(|state, now| {
+            state.store.last_edit = edits.latest;
+            for (id, claim) in edits.ids {
+                state.machine.claim_changed(now, id, claim.map(|claim| claim.public));
+            }
+        }),
+        Ok(_) => {}
+        Err(why) => warn!("what was pinned or forgotten can't be read: {why}"),
+    }
+}
+
 /// Takes a key that is to become the net's own; a net that can keep none says so at once.
 pub(super) fn keep_key(state: &mut State, now: Time, key: KeyToStore) {
     if state.store.dir.is_some() {
@@ -119,31 +189,48 @@ pub(super) fn keep_key(state: &mut State, now: Time, key: KeyToStore) {
 fn start_key_change(shared: &Arc<Shared>, state: &mut State) {
     let store = &mut state.store;
     let (Some(dir), Some(key)) = (store.dir.clone(), store.new_key.take()) else { return };
-    let (session, key_id, kept) = (key.session, key.key_id, store.own_key.change(&key));
     store.changing = true;
     let shared = shared.clone();
     drop(state.runtime.spawn_blocking(move || {
-        let written = dir.keep_net_key(&kept);
+        change_key(&shared, &dir, &key);
         drop(dir);
-        shared.with(|state, now| {
-            state.store.changing = false;
-            match &written {
-                Ok(()) => state.store.own_key.changed_to(kept),
-                Err(why) => error!("the net key was not changed: {why}"),
-            }
-            state.machine.key_stored(now, session, written.is_ok());
-            if written.is_ok() {
-                warn!(key_id, "the net key was changed from afar, by a holder of the one before");
-                shared.tell(NetEvent::KeyChanged { key_id });
-            }
-        });
+        shared.with(|state, _| state.store.changing = false);
         shared.idle.notify_waiters();
     }));
 }
 
+/// Writes a new net key down and takes it, in all shards of the net; one change at a time.
+fn change_key(shared: &Arc<Shared>, dir: &StateDir, key: &KeyToStore) {
+    let turn = shared.look().store.own_key.turn();
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let own_key = shared.look().store.own_key.clone();
+    if !own_key.is_followed_by(key.key_id) {
+        // Another shard has taken another key meanwhile, and told the machine: whoever sent this one asks again.
+        return;
+    }
+    let kept = own_key.change(key);
+    let written = dir.keep_net_key(&kept);
+    shared.with(|state, now| {
+        match &written {
+            Ok(()) => state.store.own_key.changed_to(kept),
+            Err(why) => error!("the net key was not changed: {why}"),
+        }
+        state.machine.key_stored(now, key.session, written.is_ok());
+        if written.is_ok() {
+            warn!(key_id = key.key_id, "the net key was changed from afar, by a holder of the one before");
+            shared.tell(NetEvent::KeyChanged { key_id: key.key_id });
+        }
+    });
+    if written.is_ok() {
+        shards::tell_key(shared, key);
+    }
+}
+
 fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
     let strict = shared.look().store.strict;
-    let outcomes = outcomes(claims, batch, strict).unwrap_or_else(|why| {
+    // Without a claim there is nothing to ask the disk.
+    let outcomes = if batch.is_empty() { Ok(Vec::new()) } else { outcomes(claims, batch, strict) };
+    let outcomes = outcomes.unwrap_or_else(|why| {
         error!("no registration can be accepted: {why}");
         vec![ClaimOutcome::Failed; batch.len()]
     });
@@ -154,8 +241,12 @@ fn check_batch(shared: &Arc<Shared>, claims: &Claims, batch: &[ClaimRequest]) {
                 warn!(id = ?claim.id, "claim refused: the id is claimed by another key since {}", date(since));
             }
             if outcome == ClaimOutcome::NotListed {
-                let public = claim.public.map(hex).unwrap_or_default();
-                warn!(id = ?claim.id, device = %public, "registration refused: this host takes listed device keys only");
+                match claim.public.map(hex) {
+                    Some(device) => {
+                        warn!(id = ?claim.id, %device, "registration refused: this host takes listed device keys only");
+                    }
+                    None => warn!(id = ?claim.id, "registration refused: it shows no device key, and this host takes listed ones only"),
+                }
             }
             state.machine.claim_checked(now, claim.session, outcome);
         }

@@ -1,7 +1,8 @@
 //! Claims: which device key each id belongs to. First come, first remembered.
 //!
 //! The database may be open in several processes, so that claims can be listed, pinned and forgotten beside a
-//! running host, which sees the change at once.
+//! running host, which sees the change at once. What was pinned and forgotten is numbered, so that a host learns which
+//! of those who are registered with it that concerns.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,11 @@ type Key = &'static [u8; Id::LEN];
 type Value = (&'static [u8; 32], u64);
 
 const TABLE: TableDefinition<'_, Key, Value> = TableDefinition::new("claims");
+
+/// The ids whose claims were changed by hand, by number; the last so many of them.
+const EDITS: TableDefinition<'_, u64, Key> = TableDefinition::new("edits");
+/// A host looks every second, and no tool makes so many in that time.
+const KEPT_EDITS: u64 = 1 << 16;
 
 /// The database's page cache: enough for a hundred thousand claims, little beside a server's sessions.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -45,6 +51,15 @@ pub enum ClaimOutcome {
         /// Since when, Unix time in seconds.
         since: u64,
     },
+}
+
+/// Claims that were pinned or forgotten.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edits {
+    /// The number of the latest of all.
+    pub latest: u64,
+    /// The ids, and what holds for each now.
+    pub ids: Vec<(Id, Option<Claim>)>,
 }
 
 /// The claims of a host. All methods take `&self` and may be called from any thread; they block on the disk.
@@ -165,6 +180,18 @@ impl Claims {
         }
     }
 
+    /// What was pinned or forgotten after the edit of this number, 0 being before the first: by this program or another.
+    /// Claims in memory are nobody else's, and none is numbered.
+    ///
+    /// # Errors
+    /// [`StateError::Claims`].
+    pub fn edits_since(&self, number: u64) -> Result<Edits, StateError> {
+        match &self.store {
+            Store::Disk(database, path) => edits_on_disk(database, number).map_err(refused(path)),
+            Store::Memory(_) => Ok(Edits::default()),
+        }
+    }
+
     /// Drops the claim to an id, so that the next device to come gets it. False if there was none.
     ///
     /// # Errors
@@ -246,14 +273,44 @@ fn list_on_disk(database: &Database) -> Result<Vec<(Id, Claim)>, redb::Error> {
 fn pin_on_disk(database: &Database, id: Id, public: &[u8; 32], now: u64) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.open_table(TABLE)?.insert(&id.0, (public, now))?;
+    note_edit(&transaction, id)?;
     Ok(transaction.commit()?)
 }
 
 fn forget_on_disk(database: &Database, id: Id) -> Result<bool, redb::Error> {
     let transaction = database.begin_write()?;
     let had = transaction.open_table(TABLE)?.remove(&id.0)?.is_some();
+    note_edit(&transaction, id)?;
     transaction.commit()?;
     Ok(had)
+}
+
+/// Numbers a change of this id's claim, in the transaction that makes it.
+fn note_edit(transaction: &redb::WriteTransaction, id: Id) -> Result<(), redb::Error> {
+    let mut edits = transaction.open_table(EDITS)?;
+    let number = edits.last()?.map_or(0, |(latest, _)| latest.value()) + 1;
+    edits.insert(number, &id.0)?;
+    if let Some(oldest) = number.checked_sub(KEPT_EDITS) {
+        edits.remove(oldest)?;
+    }
+    Ok(())
+}
+
+fn edits_on_disk(database: &Database, since: u64) -> Result<Edits, redb::Error> {
+    // One transaction: what holds now is what held after the latest edit.
+    let transaction = database.begin_read()?;
+    let (edits, claims) = match (transaction.open_table(EDITS), transaction.open_table(TABLE)) {
+        (Err(TableError::TableDoesNotExist(_)), _) => return Ok(Edits::default()),
+        (edits, claims) => (edits?, claims?),
+    };
+    let mut found = Edits { latest: since, ids: Vec::new() };
+    for entry in edits.range(since.saturating_add(1)..)? {
+        let (number, id) = entry?;
+        let id = Id(*id.value());
+        found.latest = number.value();
+        found.ids.push((id, read(&claims, id)?));
+    }
+    Ok(found)
 }
 
 /// The table, or nothing before the first claim has made it.
@@ -360,6 +417,23 @@ mod tests {
         assert!(tool.forget(ID).unwrap());
         assert_eq!(host.check_or_insert(ID, &SECOND, 200).unwrap(), ClaimOutcome::New);
         assert_eq!(tool.get(ID).unwrap(), Some(Claim { public: SECOND, since: 200 }));
+    }
+
+    #[test]
+    fn what_a_tool_edits_is_numbered_for_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("claims.redb");
+        let (host, tool) = (open(&path), open(&path));
+        assert_eq!(host.edits_since(0).unwrap(), Edits::default());
+        host.check_or_insert(ID, &FIRST, 100).unwrap();
+        assert_eq!(host.edits_since(0).unwrap(), Edits::default(), "the host's own are no news to it");
+
+        tool.pin(ID, &SECOND, 200).unwrap();
+        let pinned = Some(Claim { public: SECOND, since: 200 });
+        assert_eq!(host.edits_since(0).unwrap(), Edits { latest: 1, ids: vec![(ID, pinned)] });
+        tool.forget(ID).unwrap();
+        assert_eq!(host.edits_since(1).unwrap(), Edits { latest: 2, ids: vec![(ID, None)] });
+        assert_eq!(host.edits_since(2).unwrap(), Edits { latest: 2, ids: vec![] });
     }
 
     #[test]

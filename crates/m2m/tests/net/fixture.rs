@@ -22,9 +22,13 @@ pub(crate) fn id(n: u128) -> Id {
 
 /// The key of the net with this number: each has its own.
 pub(crate) fn key(n: u128) -> Key {
+    Key::from_bytes(&key_bytes(n)).unwrap()
+}
+
+pub(crate) fn key_bytes(n: u128) -> [u8; 32] {
     let mut bytes = [0x5a; 32];
     bytes[..16].copy_from_slice(&n.to_be_bytes());
-    Key::from_bytes(&bytes).unwrap()
+    bytes
 }
 
 pub(crate) fn local(port: u16) -> SocketAddr {

@@ -29,6 +29,8 @@ pub(super) struct Busy {
     /// Retransmissions go on beyond their number: the session is being opened anew, which decides.
     pub(super) is_patient: bool,
     pub(super) congestion: Congestion,
+    /// When a round trip was measured last.
+    pub(super) measured_at: Time,
     /// The empty message that is on its way out.
     scratch: Vec<u8>,
 }

@@ -4,6 +4,7 @@ use super::{
     Line,
     busy::Ready,
 };
+use crate::time::Time;
 use alloc::vec::Vec;
 
 impl Line {
@@ -13,6 +14,7 @@ impl Line {
         self.rtt = RttEstimator::default();
         let Some(busy) = &mut self.busy else { return };
         busy.congestion = Congestion::default();
+        busy.measured_at = Time::ZERO;
         busy.ready.retain(|ready| !matches!(ready, Ready::Confirmable(_)));
         let in_flight = busy.outgoing.mids(self.next_mid).filter(|(_, open)| !open.is_held);
         let mids: Vec<_> = in_flight.map(|(mid, _)| mid).collect();

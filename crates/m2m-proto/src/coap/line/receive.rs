@@ -154,7 +154,8 @@ impl Line {
         }
         if let Some(round_trip) = round_trip {
             let is_first = self.rtt.smoothed().is_none();
-            self.rtt.sample(cx.now, round_trip);
+            self.rtt.sample(round_trip);
+            busy.measured_at = cx.now;
             if is_first {
                 // What left before the first sample has a timeout of seconds.
                 let due = busy.outgoing.shorten_timeouts(&self.rtt, cx.config.initial_rto);

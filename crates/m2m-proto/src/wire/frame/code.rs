@@ -193,6 +193,8 @@ impl DoneStatus {
     pub const BUSY: DoneStatus = DoneStatus(5);
     /// The new key is too short or too long.
     pub const BAD_KEY: DoneStatus = DoneStatus(6);
+    /// The new token is zero, which labels nothing.
+    pub const BAD_TOKEN: DoneStatus = DoneStatus(7);
 }
 
 impl fmt::Display for DoneStatus {
@@ -205,6 +207,7 @@ impl fmt::Display for DoneStatus {
             DoneStatus::NOT_STORED => "it could not store it, and keeps what it has",
             DoneStatus::BUSY => "another change is under way there: try again later",
             DoneStatus::BAD_KEY => "the new key is too short or too long",
+            DoneStatus::BAD_TOKEN => "the new token is none",
             DoneStatus(other) => return write!(f, "status {other}"),
         })
     }

@@ -517,7 +517,7 @@ fn observations_last_until_they_are_forgotten() {
 
 #[test]
 fn an_idle_line_is_small() {
-    assert!(size_of::<Line>() <= 96, "{}", size_of::<Line>());
+    assert!(size_of::<Line>() <= 72, "{}", size_of::<Line>());
 }
 
 #[test]
