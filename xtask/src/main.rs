@@ -17,7 +17,7 @@ cargo xtask test [STEP...]                 everything a change must pass, or onl
 cargo xtask sim --seeds N [--seed S]       the simulated network: N seeds, or from seed S on
 cargo xtask sim --script FILE              a failure of it that was written down
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
-cargo xtask bench                          the core's benchmarks
+cargo xtask bench [aws-lc] [NAME]          the core's benchmarks, those with NAME in theirs; with AWS-LC beside
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
 cargo xtask flood [KIND...] [--rounds N]   what floods cost those who are served
 cargo xtask flood memory                   a million packets of each kind, and what the machine keeps of them
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Some((&"flood", options)) => Ok(flood(options)),
         Some((&"soak", options)) => soak(options),
         Some((&"model", models)) => Ok(run(Command::new("sh").arg("docs/model/run.sh").args(models))),
-        Some((&"bench", [])) => Ok(cargo(&["bench", "--package", "m2m-proto"])),
+        Some((&"bench", options)) => Ok(bench(options)),
         Some((&("help" | "--help" | "-h"), _)) | None => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
@@ -85,6 +85,21 @@ fn sim(options: &[&str]) -> Result<Outcome, String> {
         return Err("sim needs --seeds N".into());
     }
     Ok(cargo(&command))
+}
+
+/// The core's benchmarks; what is not the backend's name is a filter that criterion knows.
+fn bench(options: &[&str]) -> Outcome {
+    let mut command = vec!["bench", "--package", "m2m-proto", "--bench", "core"];
+    let filters = match options.split_first() {
+        Some((&"aws-lc", filters)) => {
+            command.extend(["--features", "aws-lc"]);
+            filters
+        }
+        _ => options,
+    };
+    command.push("--");
+    command.extend(filters);
+    cargo(&command)
 }
 
 /// Floods a host on real sockets; the program itself knows its options.

@@ -16,6 +16,7 @@ const STEPS: &[Step] = &[
     ("clippy", "the lints", clippy),
     ("doc", "the documentation, links included", doc),
     ("test", "all tests and examples", || cargo(&["test", "--workspace"])),
+    ("aws-lc", "the core with the cryptography of servers", aws_lc),
     ("sim", "10,000 simulated networks", || {
         cargo(&["run", "--release", "-p", "m2m-sim", "--", "--seeds", "10000"])
     }),
@@ -85,6 +86,20 @@ fn no_std() -> Outcome {
         return Outcome::Skipped(format!("{MICROCONTROLLER} can't be installed: rustup target add failed"));
     }
     cargo(&["build", "--package", "m2m-proto", "--target", MICROCONTROLLER])
+}
+
+/// AWS-LC is built by a C compiler, which a machine without C sources need not have.
+fn aws_lc() -> Outcome {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    if output(&compiler, &["--version"]).is_none() {
+        return Outcome::Skipped(format!("there is no C compiler {compiler}"));
+    }
+    let clippy =
+        ["clippy", "-p", "m2m-proto", "--features", "aws-lc", "--all-targets", "--", "-D", "warnings"];
+    match cargo(&clippy) {
+        Outcome::Passed => cargo(&["test", "-p", "m2m-proto", "--features", "aws-lc", "--lib", "session"]),
+        outcome => outcome,
+    }
 }
 
 fn deny() -> Outcome {

@@ -47,6 +47,8 @@ use crate::{
 
 mod accept;
 mod connect;
+mod contents;
+mod control;
 mod deadlines;
 mod deliver;
 mod host;
@@ -73,7 +75,8 @@ pub use host::{HostConfig, MAX_HOSTS};
 pub use session::Path;
 pub use shard::Handed;
 
-use session::{Ask, State};
+use control::Ask;
+use session::State;
 use yielding::YieldingBudget;
 
 /// The largest UDP payload (protocol, section 3).
@@ -351,8 +354,9 @@ impl Net {
         self.pool.give(buffer);
     }
 
+    /// A buffer for a whole packet.
     fn buffer(&mut self) -> Vec<u8> {
-        self.pool.take()
+        self.pool.take(MAX_DATAGRAM)
     }
 
     /// Opens a session. It exists at once: requests made in it wait until it is up.
@@ -467,6 +471,7 @@ impl Net {
             return Err(CommandError::Closed);
         }
         let next_s = timers::next_s(state);
+        state.control.queues.begin_with(&mut self.spare.queues);
         if !state.control.ask(Ask::Ping { user: Some(id), next_s }, now) {
             return Err(CommandError::QueueFull);
         }

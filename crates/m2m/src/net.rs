@@ -160,7 +160,7 @@ impl Net {
     /// The newest session that this peer opened to this net, for requests of our own in it. Dropping it closes nothing.
     pub fn session(&self, peer: Id) -> Option<Session> {
         let shared = self.0.shards.of(peer);
-        let session = *shared.look().accepted.get(&peer)?.last()?;
+        let session = shared.look().machine.accepted_from(peer)?;
         Session::look_at(shared, session)
     }
 

@@ -165,6 +165,7 @@ fn numbers_that_make_no_sense_are_refused() {
     ] {
         world.run(&[&["bench"], words].concat()).fails(2, &[words[1]]);
     }
+    world.run(&["bench", "request", "--inflight", "257"]).fails(7, &["--inflight 257", "256"]);
     world.run(&["bench", "server", "echo"]).fails(1, &["m2m bench"]);
 }
 

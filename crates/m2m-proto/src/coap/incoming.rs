@@ -549,7 +549,7 @@ mod tests {
         incoming.acknowledge_late(Time::from_micros(50_000), delay, |mid| acked.push(mid));
         assert_eq!(acked, [Mid(1)]);
         assert_eq!(incoming.next_timeout(delay, lifetime), Time::NEVER);
-        incoming.set_answer(Time::ZERO, id, vec![1], false, LIMITS, &mut pool);
+        incoming.set_answer(Time::ZERO, id, pool.take(1), false, LIMITS, &mut pool);
         assert_eq!(incoming.next_timeout(delay, lifetime), Time::ZERO + lifetime);
         incoming.expire_answers(Time::ZERO + lifetime, lifetime, &mut pool);
         assert_eq!((incoming.answers(), pool.len()), (0, 1));

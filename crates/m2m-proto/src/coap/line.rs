@@ -26,7 +26,7 @@ use super::{
 };
 use crate::time::{Duration, Time};
 use alloc::boxed::Box;
-use busy::{Busy, Ready, encode};
+use busy::{Busy, MESSAGE_HEAD, Ready, encode};
 use rand_chacha::{ChaCha12Rng, rand_core::Rng};
 
 mod busy;
@@ -170,7 +170,7 @@ impl Line {
         let busy = self.busy(cx);
         match form {
             AnswerForm::Piggybacked(mid) => {
-                let mut bytes = cx.pool.take();
+                let mut bytes = cx.pool.take(MESSAGE_HEAD);
                 MessageWriter::empty(&mut bytes, MessageType::Ack, mid);
                 busy.answer_now(cx, id, bytes);
             }

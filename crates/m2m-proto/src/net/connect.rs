@@ -3,8 +3,9 @@ use alloc::{boxed::Box, vec::Vec};
 
 use super::{
     Net, Origin,
+    control::{Ask, LookupFor},
     recover::Opener,
-    session::{Ask, Beginning, Connecting, Keepalive, LookupFor, Path, Proof, Session, State},
+    session::{Beginning, Connecting, Keepalive, Path, Proof, Session, State},
 };
 use crate::{
     error::{CommandError, ConnectError},

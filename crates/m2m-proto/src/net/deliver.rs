@@ -4,9 +4,10 @@ use core::{net::SocketAddr, ops::Range};
 
 use super::{
     Net, Origin,
+    control::Ask,
     path::Arrival,
     pinning::Prover,
-    session::{Ask, Path, State},
+    session::{Path, State},
 };
 use crate::{
     coap::{
@@ -216,7 +217,7 @@ impl Net {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut copy = self.buffer();
+        let mut copy = self.pool.take(bytes.len());
         copy.extend_from_slice(bytes);
         copy
     }

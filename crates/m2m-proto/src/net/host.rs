@@ -11,7 +11,8 @@ use core::net::SocketAddr;
 
 use super::{
     Net, Path,
-    session::{Ask, LookupFor, State},
+    control::{Ask, LookupFor},
+    session::State,
 };
 use crate::{
     error::{CloseReason, CommandError, ConnectError, ControlError},

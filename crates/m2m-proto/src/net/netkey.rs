@@ -12,7 +12,7 @@ use alloc::{boxed::Box, vec::Vec};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{Net, session::Ask};
+use super::{Net, control::Ask};
 use crate::{
     config::Config,
     error::{CommandError, ControlError},

@@ -3,10 +3,7 @@
 //! either direction, and the session counts as not up.
 use alloc::boxed::Box;
 
-use super::{
-    Net,
-    session::{Ask, Session},
-};
+use super::{Net, control::Ask, session::Session};
 use crate::{
     error::{CloseReason, ConnectError},
     event::{Event, SessionId},

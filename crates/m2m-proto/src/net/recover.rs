@@ -12,8 +12,9 @@ use alloc::vec::Vec;
 use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
+    control::Ask,
     lazy::Spare,
-    session::{Ask, Connecting, Keepalive, Rare, Session, State},
+    session::{Connecting, Keepalive, Rare, Session, State},
 };
 use crate::{
     error::CloseReason,
@@ -500,7 +501,9 @@ impl Net {
             return;
         }
         let next_s = super::timers::next_s(session);
-        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else { return };
+        let Some(resume) = session.rare.opener_mut().and_then(|opener| opener.resume.as_mut()) else {
+            return;
+        };
         if resume.presses == MAX_PRESSES {
             return self.end(now, id, CloseReason::NoVerdict, Some(CloseCode::REFUSED));
         }

@@ -1,7 +1,8 @@
 //! Others' registrations with this net (protocol, section 8): PROVE, REGISTER, claims, epochs, leases, LOOKUP.
 use super::{
     Net,
-    session::{Ask, GuestLimits, Proof, Registering},
+    control::Ask,
+    session::{GuestLimits, Proof, Registering},
     shard::Asker,
 };
 use crate::{

@@ -15,8 +15,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Net,
+    control::Ask,
     renew_token::TokenChange,
-    session::{Ask, Session, State},
+    session::{Session, State},
     timers,
 };
 use crate::{

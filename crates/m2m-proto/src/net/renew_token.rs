@@ -5,7 +5,7 @@
 //!             NEW_TOKEN                 DONE                        3·RTO
 //!  (nothing) ──────────> both open ──────────────> both open still ──────> the new one alone
 //! ```
-use super::{Net, rekey::User, session::Ask};
+use super::{Net, control::Ask, rekey::User};
 use crate::{
     error::{CommandError, ControlError},
     event::{RequestId, SessionId},

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 
 use super::{
     Net, Path,
+    control::Ask,
     host::Phase,
-    session::{Ask, Session, State},
+    session::{Session, State},
 };
 use crate::{
     error::ConnectError,

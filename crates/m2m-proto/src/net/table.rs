@@ -2,7 +2,7 @@
 //!
 //! The indexes hold slots and no keys, which the sessions have themselves, and grow by an eighth where they can: a million
 //! sessions take 45 bytes each here.
-use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use alloc::{boxed::Box, vec::Vec};
 use core::num::NonZeroU32;
 
 use hashbrown::{HashMap, HashTable};
@@ -11,7 +11,12 @@ use super::{
     deadlines::{Deadlines, grow},
     session::{Session, State},
 };
-use crate::{event::SessionId, id::Id, relay::budget::neighbour_key, wire::packet::Token};
+use crate::{
+    event::SessionId,
+    id::Id,
+    relay::budget::{neighbour_key, token_key},
+    wire::packet::Token,
+};
 
 /// A place in the table. Kept as one more than its index, so that none takes no more than one.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,9 +44,9 @@ pub(crate) struct Table {
     /// The first session of each peer, by a hash with a secret; the rest hang on `Session::next_of_peer`.
     peers: HashTable<u32>,
     hash_secret: u64,
-    /// By the token that the peer chose, for hints; only of those that a hint may come for. Peers could choose theirs to
-    /// collide in a hash, or to be another's: of two with the same one the earlier is found.
-    peer_tokens: BTreeMap<u32, u32>,
+    /// By a hash with the secret of the token that the peer chose, for hints; only of those that a hint may come for. Peers
+    /// could choose theirs to be another's: of two with the same one the earlier is found.
+    peer_tokens: HashTable<u32>,
     /// What tells the next session from those that had its slot before.
     generation: u32,
     pub(crate) deadlines: Deadlines,
@@ -59,7 +64,7 @@ impl Table {
             more_tokens: HashMap::default(),
             peers: HashTable::new(),
             hash_secret,
-            peer_tokens: BTreeMap::new(),
+            peer_tokens: HashTable::new(),
             generation: 0,
             deadlines: Deadlines::default(),
             half_open: 0,
@@ -92,21 +97,31 @@ impl Table {
 
     /// The session whose packets bear this token.
     pub(crate) fn by_peer_token(&self, token: Token) -> Option<SessionId> {
-        self.at(*self.peer_tokens.get(&token.value())?).map(|(id, _)| id)
+        let is_it = |slot: &u32| peer_token(&self.sessions, *slot) == Some(token);
+        let slot = self.peer_tokens.find(token_key(token.value(), self.hash_secret), is_it)?;
+        self.at(*slot).map(|(id, _)| id)
     }
 
     /// Notes which token the peer of a session chose, once that is known or new, if a hint may come for it.
     pub(crate) fn index_peer_token(&mut self, id: SessionId) {
-        let Some(session) = self.get(id).filter(|session| session.rare.tails.is_some()) else { return };
-        if let Some(token) = session.secure.as_ref().map(|secure| secure.peer_token()) {
-            self.peer_tokens.entry(token.value()).or_insert(id.slot);
+        if self.get(id).is_none_or(|session| session.rare.tails.is_none()) {
+            return;
+        }
+        let Some(token) = peer_token(&self.sessions, id.slot) else { return };
+        if self.by_peer_token(token).is_none() {
+            let (sessions, secret) = (&self.sessions, self.hash_secret);
+            self.peer_tokens.insert_unique(token_key(token.value(), secret), id.slot, |slot| {
+                peer_token(sessions, *slot).map_or(0, |token| token_key(token.value(), secret))
+            });
         }
     }
 
     /// Forgets it, before it changes.
     pub(crate) fn unindex_peer_token(&mut self, id: SessionId) {
-        if let Some(token) = self.get(id).and_then(|session| Some(session.secure.as_ref()?.peer_token())) {
-            self.forget_peer_token(token, id.slot);
+        let Some(token) = self.get(id).and_then(|_| peer_token(&self.sessions, id.slot)) else { return };
+        let hash = token_key(token.value(), self.hash_secret);
+        if let Ok(place) = self.peer_tokens.find_entry(hash, |it| *it == id.slot) {
+            place.remove();
         }
     }
 
@@ -117,12 +132,6 @@ impl Table {
             if let Some(rare) = self.get_mut(id).and_then(|session| session.rare.get_mut()) {
                 rare.tails = None;
             }
-        }
-    }
-
-    fn forget_peer_token(&mut self, token: Token, slot: u32) {
-        if self.peer_tokens.get(&token.value()) == Some(&slot) {
-            self.peer_tokens.remove(&token.value());
         }
     }
 
@@ -320,6 +329,10 @@ impl Table {
 
 fn at(sessions: &[Option<Box<Session>>], slot: u32) -> Option<&Session> {
     sessions.get(slot as usize)?.as_deref()
+}
+
+fn peer_token(sessions: &[Option<Box<Session>>], slot: u32) -> Option<Token> {
+    Some(at(sessions, slot)?.secure.as_ref()?.peer_token())
 }
 
 fn token_hash(token: Token) -> u64 {

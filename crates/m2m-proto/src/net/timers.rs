@@ -1,7 +1,8 @@
 //! Deadlines: one for a session, the earliest of all that it waits for. One that has moved on when it comes is put back.
 use super::{
     Net,
-    session::{Ask, Asking, Session, State},
+    control::{Ask, Asking},
+    session::{Session, State},
 };
 use crate::{
     error::{CloseReason, ControlError},
@@ -138,7 +139,7 @@ impl Net {
     pub(super) fn ask_failed(&mut self, what: Ask, why: ControlError) {
         match what {
             Ask::Ping { user: Some(request), .. } => self.event(Event::Pong { request, rtt: None }),
-            Ask::Lookup { why: super::session::LookupFor::User(request), .. } => {
+            Ask::Lookup { why: super::control::LookupFor::User(request), .. } => {
                 self.event(Event::Found { request, status: None });
             }
             Ask::NetKey { user: request } => self.event(Event::ControlDone { request, result: Err(why) }),

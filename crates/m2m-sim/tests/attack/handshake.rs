@@ -172,7 +172,7 @@ fn copies_of_an_init_are_answered_seldom_and_in_few_places() {
     let home = hand.address;
     let mut answers = 0;
     for n in 0..400u32 {
-        hand.address = SocketAddr::from((0x0A00_0001u32.wrapping_add(n % 40 << 8).to_be_bytes(), 4000));
+        hand.address = SocketAddr::from((0x0A00_0001u32.wrapping_add((n % 40) << 8).to_be_bytes(), 4000));
         hand.send(&mut world, initiator.init());
         world.run(SECOND / 400);
         let tap = world.tap.as_ref().unwrap();

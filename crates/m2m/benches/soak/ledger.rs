@@ -223,14 +223,15 @@ pub(crate) struct Ledger {
 pub(crate) struct Books(Arc<Mutex<Ledger>>);
 
 impl Books {
-    /// For about so many requests: what will be needed is taken at once, so that it is no growth later.
-    pub(crate) fn new(requests: u64) -> Books {
+    /// For so many requests a second, and in all: what will be needed is taken at once, so that it is no growth later.
+    pub(crate) fn new(rate: u64, requests: u64) -> Books {
         let past = Past(vec![[0; 2]; (requests / 64 + 1) as usize]);
+        let kept = (rate * 2 * SETTLES.as_secs()) as usize;
         Books(Arc::new(Mutex::new(Ledger {
             now: Duration::ZERO,
             next: 0,
-            open: HashMap::new(),
-            settling: VecDeque::new(),
+            open: HashMap::with_capacity(kept),
+            settling: VecDeque::with_capacity(kept),
             past,
             losses: VecDeque::new(),
             chronicle: VecDeque::with_capacity(CHRONICLE),

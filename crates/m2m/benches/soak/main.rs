@@ -116,7 +116,7 @@ async fn soak(options: &Options) -> Result<bool, Failure> {
     drop(tokio::net::UdpSocket::bind(gate::local(0, 0)).await?);
     let (tasks, descriptors) = (alive_tasks(), watch::descriptors());
     let mut dice = Dice::new(options.seed);
-    let books = Books::new(options.rate * options.lasts.as_secs() * 5 / 4);
+    let books = Books::new(options.rate, options.rate * options.lasts.as_secs() * 5 / 4);
     let folder = tempfile::tempdir()?;
     let world = Arc::new(World::open(&books, folder.path(), &mut dice).await?);
     let traffic = Traffic::new(&books);

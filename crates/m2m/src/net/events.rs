@@ -4,7 +4,6 @@ use std::sync::Arc;
 use m2m_proto::{
     error::RequestError,
     event::{Event, RequestId, SessionId},
-    id::Id,
     time::Time,
 };
 use tracing::{debug, info, warn};
@@ -78,14 +77,12 @@ impl State {
             }
             Event::Accepted { session, peer } => {
                 debug!(?session, ?peer, "session accepted");
-                self.accepted.entry(peer).or_default().push(session);
                 shared.tell(NetEvent::Accepted { peer });
             }
             Event::Closed { session, peer, why } => {
                 debug!(?session, ?peer, %why, "session closed");
                 self.stand(session, |standing| standing.state = SessionState::Closed(why));
                 self.sessions.remove(&session);
-                self.forget_accepted(peer, session);
                 shared.tell(NetEvent::Closed { peer, why });
             }
             Event::Recovered { session, peer, resumed } => {
@@ -155,14 +152,6 @@ impl State {
     fn stand(&self, session: SessionId, change: impl FnOnce(&mut Standing)) {
         if let Some(standing) = self.sessions.get(&session) {
             standing.send_modify(change);
-        }
-    }
-
-    fn forget_accepted(&mut self, peer: Id, session: SessionId) {
-        let Some(sessions) = self.accepted.get_mut(&peer) else { return };
-        sessions.retain(|other| *other != session);
-        if sessions.is_empty() {
-            self.accepted.remove(&peer);
         }
     }
 }

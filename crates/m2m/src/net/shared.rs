@@ -83,8 +83,6 @@ pub(crate) struct State {
     pub(super) bodies: Arena,
     /// Sessions that a handle looks at.
     pub(crate) sessions: HashMap<SessionId, watch::Sender<Standing>>,
-    /// The sessions that each peer opened to us, the newest last.
-    pub(crate) accepted: HashMap<Id, Vec<SessionId>>,
     pub(super) router: Option<Arc<Router>>,
     pub(super) incoming: Incoming,
     pub(super) background: JoinSet<()>,
@@ -121,7 +119,6 @@ impl Shared {
                 is_gathering: false,
                 bodies: Arena::default(),
                 sessions: HashMap::new(),
-                accepted: HashMap::new(),
                 router: None,
                 incoming: Incoming::new(max_handlers),
                 background: JoinSet::new(),

@@ -28,7 +28,7 @@ use crate::output::Output;
 
 /// The packet that is forwarded: a POST of 64 bytes in a session of two devices. Head and token of the message, the
 /// payload's marker, the payload, and what the session adds.
-const INNER: usize = 4 + 2 + 1 + 64 + SHORT_OVERHEAD;
+const INNER: usize = 4 + 4 + 1 + 64 + SHORT_OVERHEAD;
 /// Hops that a packet may make: there is one.
 const HOP_LIMIT: u8 = 16;
 /// Longest lease that is asked for, in seconds; a bench is over before.
@@ -85,7 +85,8 @@ fn tell(
     });
     let words = |ratio: Option<f64>| ratio.map_or_else(|| "?".to_owned(), |ratio| format!("{ratio:.2}"));
     let number = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), grouped);
-    let row = |one: &Contender<'_>| vec![one.name.to_owned(), number(one.rate()), number(one.cpu())];
+    let row =
+        |one: &Contender<'_>| vec![one.name.to_owned(), number(one.rate()), number(one.cpu()), one.busy()];
     let rows: Vec<Vec<String>> = contenders.iter().map(row).collect();
     let text = format!(
         "packets of {INNER} bytes (64 of payload), {} on their way, {} flows; {} rounds of {} ms; {place}\n\n{}\n\
@@ -95,7 +96,7 @@ fn tell(
         relay.flows,
         relay.pace.rounds,
         relay.pace.millis,
-        table(&["", "packets/s", "server CPU ns each"], &rows),
+        table(&["", "packets/s", "server CPU ns each", "server busy"], &rows),
         words(ratio_forwarder),
         words(rate_ratio(batched)),
         words(cpu_ratio),

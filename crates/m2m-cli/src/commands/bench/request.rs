@@ -1,6 +1,7 @@
 //! `m2m bench request`: encrypted requests and their answers, beside UDP echoes.
 use std::time::Duration;
 
+use m2m_proto::coap::line::MID_WINDOW;
 use serde_json::json;
 
 use super::child::{Child, Start};
@@ -14,6 +15,9 @@ use super::words::{Request, Role};
 use super::{Place, Secrets, WARM_UP, table};
 use crate::exit::Failure;
 use crate::output::Output;
+
+/// More than these a session doesn't begin before the first are answered (protocol, section 7).
+const IN_A_SESSION: u32 = MID_WINDOW as u32;
 
 /// A server, who drives it, and what came of that.
 pub(super) struct Contender<'a> {
@@ -38,6 +42,12 @@ impl<'a> Contender<'a> {
 
     pub(super) fn latency_us(&mut self, part: f64) -> Option<f64> {
         median(self.rounds.iter_mut().map(|round| round.latency_us(part)))
+    }
+
+    /// The part of its core that the server has used: well below 1, it is the client that sets the pace.
+    pub(super) fn busy(&self) -> String {
+        let part = median(self.rounds.iter().filter_map(|round| Some(round.cpu_ns? / 1e9 / round.seconds)));
+        part.map_or_else(|| "?".to_owned(), |part| format!("{:.0} %", part * 100.0))
     }
 
     /// The median of this one's figure divided by the other's, round by round.
@@ -72,6 +82,13 @@ pub(super) fn take_turns(
 }
 
 pub(super) fn run(request: &Request, place: &Place, output: Output) -> Result<(), Failure> {
+    let most = request.flows.saturating_mul(IN_A_SESSION);
+    if request.inflight > most {
+        return Err(Failure::Configuration(format!(
+            "--inflight {}: a session has at most {IN_A_SESSION} requests on their way; with --flows {} that is {most}",
+            request.inflight, request.flows,
+        )));
+    }
     let mut secrets = Secrets::new()?;
     let (size, flows) = (usize::from(request.size), request.flows);
     let server = |role| {
@@ -153,7 +170,7 @@ fn tell(
         request.idle,
         request.pace.rounds,
         request.pace.millis,
-        table(&["", "requests/s", "p50 us", "p99 us", "server CPU ns each"], &rows),
+        table(&["", "requests/s", "p50 us", "p99 us", "server CPU ns each", "server busy"], &rows),
         words(ratio_echo),
         words(ratio_batched),
         words(cpu_ratio),
@@ -170,5 +187,6 @@ fn row(contender: &mut Contender<'_>) -> Vec<String> {
         micros(contender.latency_us(0.5)),
         micros(contender.latency_us(0.99)),
         number(contender.cpu()),
+        contender.busy(),
     ]
 }

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SWEEP_TRIES: u32 = 3;
 /// So much of a second lies between what is measured and what comes before and after it.
 const MARGIN: Duration = Duration::from_millis(500);
-/// A peer is given up after 3.5 times the interval that its PING names (protocol, section 7).
+/// A peer is given up after 3.5 times the interval that its PING names (protocol, section 6).
 const SILENCE_MS_PER_S: u64 = 3_500;
 
 pub(super) fn run(sessions: &Sessions, place: &Place, output: Output) -> Result<(), Failure> {

@@ -20,6 +20,11 @@ const MAX_READY: usize = 1024;
 /// What a peer with too many open requests is told: seconds until it may ask again (RFC 8516 section 3).
 const OVERLOAD_MAX_AGE: u32 = 1;
 
+/// Bytes of a message's head and token (RFC 7252 section 3).
+pub(super) const MESSAGE_HEAD: usize = 4 + 8;
+/// Bytes of a message's options and the marker after them, in most.
+const OPTIONS_ROOM: usize = 32;
+
 #[derive(Debug, Default)]
 pub(super) struct Busy {
     pub(super) outgoing: Outgoing,
@@ -99,7 +104,7 @@ impl Busy {
 
     /// The acknowledgement has left and the answer goes its own way: a repetition is only acknowledged.
     pub(super) fn answer_later(&mut self, cx: &mut Context<'_>, id: IncomingId, mid: Mid) {
-        let mut bytes = cx.pool.take();
+        let mut bytes = cx.pool.take(MESSAGE_HEAD);
         MessageWriter::empty(&mut bytes, MessageType::Ack, mid);
         self.incoming.set_answer(cx.now, id, bytes, false, answer_limits(cx.config), cx.pool);
     }
@@ -198,7 +203,8 @@ pub(super) fn encode(
     options: &OptionSet,
     payload: &[u8],
 ) -> Result<Vec<u8>, LineError> {
-    let mut bytes = cx.pool.take();
+    // Options are seldom long: a buffer grows if they are.
+    let mut bytes = cx.pool.take(MESSAGE_HEAD + OPTIONS_ROOM + payload.len());
     let mut writer = MessageWriter::new(&mut bytes, kind, code, mid, token);
     let is_written = writer.options(options).is_ok();
     writer.payload(payload);

@@ -10,7 +10,7 @@ use super::{
         outgoing::{Progress, Purpose},
     },
     Line,
-    busy::encode_overload,
+    busy::{MESSAGE_HEAD, encode_overload},
 };
 use crate::time::Time;
 
@@ -55,7 +55,7 @@ impl Line {
         }
         // It is marked and its answer kept like a handler's: a repetition must not run after the peer was told that
         // it didn't.
-        let mut bytes = cx.pool.take();
+        let mut bytes = cx.pool.take(2 * MESSAGE_HEAD);
         encode_overload(&mut bytes, MessageType::Ack, mid, message.token());
         busy.answer_now(cx, id, bytes);
         Outcome::Overloaded
@@ -66,7 +66,7 @@ impl Line {
         let is_full = self.busy(cx).is_overloaded(cx.config);
         if is_full {
             let mid = self.take_non_mid();
-            let mut bytes = cx.pool.take();
+            let mut bytes = cx.pool.take(2 * MESSAGE_HEAD);
             encode_overload(&mut bytes, MessageType::Non, mid, message.token());
             self.busy(cx).push_non(bytes, cx.pool);
             return Outcome::Overloaded;

@@ -1,17 +1,17 @@
 //! Noise_NNpsk0_25519_AESGCM_SHA256 (Noise Protocol Framework, revision 34): `-> psk, e` and `<- e, ee`.
 //!
 //! Each message has one payload, and before each a new key is mixed in: so every nonce here is the first, zero.
-use aes_gcm::{
-    Aes256Gcm,
-    aead::{AeadInOut, KeyInit},
-};
-use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::session::keys::{DhShared, expand, extract};
+use crate::session::keys::{Aead, Crypto, DhShared, HmacKey, sha256};
 
 /// The protocol's name: just as long as a hash, so that it is the first hash itself (section 5.2, InitializeSymmetric).
 const NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
+/// The name as a key of HMAC, which is what the first chaining key is to every handshake.
+static NAME_AS_KEY: HmacKey = HmacKey::from_states(
+    [0xB602_CB0B, 0x081E_CE00, 0x7700_0BA1, 0xDB05_BE06, 0x12CD_9F97, 0x4E11_836D, 0x7CD6_9500, 0xBFAC_FD14],
+    [0x14AA_60B8, 0xD346_DE71, 0xA086_5B38, 0xB655_A9C3, 0x75BF_5C90, 0x7BC8_6D5A, 0x751C_AB72, 0x5DC6_775A],
+);
 /// Nonce 0 (section 12.4): four zero bytes and a big-endian counter.
 const FIRST_NONCE: [u8; 12] = [0; 12];
 const TAG_LEN: usize = 16;
@@ -33,7 +33,7 @@ impl Symmetric {
     pub(super) fn first_message(prologue: &[&[u8]], psk: &[u8; 32], ephemeral: &[u8; 32]) -> Symmetric {
         let mut state = Symmetric { chaining_key: *NAME, hash: *NAME, key: [0; 32] };
         state.mix_hash(prologue);
-        state.mix_key_and_hash(psk);
+        state.mix_psk(psk);
         state.mix_ephemeral(ephemeral);
         state
     }
@@ -46,37 +46,40 @@ impl Symmetric {
 
     /// MixHash over the parts one after the other.
     pub(super) fn mix_hash(&mut self, parts: &[&[u8]]) {
-        let mut hasher = Sha256::new_with_prefix(self.hash);
-        parts.iter().for_each(|part| hasher.update(part));
-        self.hash = hasher.finalize().into();
+        self.hash = *sha256(core::iter::once(&self.hash[..]).chain(parts.iter().copied()));
     }
 
     /// EncryptAndHash. `sealed` takes the payload and 16 bytes more.
     pub(super) fn seal(&mut self, payload: &[u8], sealed: &mut [u8]) {
-        let (text, tag) = sealed.split_at_mut(payload.len());
-        text.copy_from_slice(payload);
-        let made = Aes256Gcm::new(&self.key.into())
-            .encrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, text.into())
+        sealed[..payload.len()].copy_from_slice(payload);
+        self.aead()
+            .seal(&FIRST_NONCE, &self.hash, sealed)
             .expect("a payload of a handshake is far below GCM's limit");
-        tag.copy_from_slice(&made);
         self.mix_hash(&[sealed]);
     }
 
     /// DecryptAndHash. `payload` takes what is sealed without its last 16 bytes. On an error drop the state.
-    pub(super) fn open(&mut self, sealed: &[u8], payload: &mut [u8]) -> Result<(), Forged> {
-        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Forged)?;
-        payload.copy_from_slice(text);
-        Aes256Gcm::new(&self.key.into())
-            .decrypt_inout_detached(&FIRST_NONCE.into(), &self.hash, payload.into(), tag.into())
-            .map_err(|_| Forged)?;
+    pub(super) fn open<const N: usize>(
+        &mut self,
+        sealed: &[u8; N],
+        payload: &mut [u8],
+    ) -> Result<(), Forged> {
+        const { assert!(N >= TAG_LEN) };
+        let mut body = *sealed;
+        self.aead().open(&FIRST_NONCE, &self.hash, &mut body).ok_or(Forged)?;
+        payload.copy_from_slice(&body[..N - TAG_LEN]);
         self.mix_hash(&[sealed]);
         Ok(())
     }
 
     /// Split: the key from initiator to responder and the one back; and the handshake's final hash.
     pub(super) fn split(&self) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>, [u8; 32]) {
-        let [forth, back] = chained(&self.chaining_key, &[]);
+        let [forth, back] = chained(&HmacKey::new(&self.chaining_key), &[]);
         (forth, back, self.hash)
+    }
+
+    fn aead(&self) -> Aead {
+        Aead::aes_256_gcm(Crypto::FASTEST, &self.key)
     }
 
     /// MixHash and, because a PSK is in play, MixKey (section 9.2).
@@ -86,26 +89,23 @@ impl Symmetric {
     }
 
     fn mix_key(&mut self, material: &[u8; 32]) {
-        let [chaining_key, key] = chained(&self.chaining_key, material);
+        let [chaining_key, key] = chained(&HmacKey::new(&self.chaining_key), material);
         self.chaining_key = *chaining_key;
         self.key = *key;
     }
 
-    fn mix_key_and_hash(&mut self, psk: &[u8; 32]) {
-        let [chaining_key, into_hash, key] = chained(&self.chaining_key, psk);
+    /// MixKeyAndHash of the PSK, which is the first key to be mixed.
+    fn mix_psk(&mut self, psk: &[u8; 32]) {
+        // The third output, the key, gives way to that of the token `e` before anything is sealed with it.
+        let [chaining_key, into_hash] = chained(&NAME_AS_KEY, psk);
         self.chaining_key = *chaining_key;
         self.mix_hash(&[into_hash.as_ref()]);
-        self.key = *key;
     }
 }
 
 /// Noise's HKDF (section 4.3): that of RFC 5869 without info.
-fn chained<const N: usize>(chaining_key: &[u8; 32], material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
-    const { assert!(N <= 3) };
-    let all = expand::<96>(&extract(chaining_key, &[material]), &[]);
-    let mut outputs = core::array::from_fn(|_| Zeroizing::new([0; 32]));
-    outputs.iter_mut().zip(all.as_chunks().0).for_each(|(output, chunk)| **output = *chunk);
-    outputs
+fn chained<const N: usize>(chaining_key: &HmacKey, material: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
+    HmacKey::new(&*chaining_key.mac(&[material])).expand_blocks()
 }
 
 #[cfg(test)]
@@ -139,7 +139,8 @@ mod tests {
         let mut mirror = state.clone();
         assert_eq!(message(initiator.public(), &mut state, &vector["payload_1"]), vector["message_1"]);
         let mut payload = vec![0; vector["payload_1"].len()];
-        mirror.open(&vector["message_1"][32..], &mut payload).unwrap();
+        let sealed: &[u8; 32] = vector["message_1"][32..].try_into().unwrap();
+        mirror.open(sealed, &mut payload).unwrap();
         assert_eq!((&payload, mirror.hash), (&vector["payload_1"], state.hash));
 
         let shared = responder.agree(initiator.public()).unwrap();
@@ -150,12 +151,15 @@ mod tests {
 
         for (key, payload, expected) in [(forth, "payload_3", "message_3"), (back, "payload_4", "message_4")]
         {
-            let mut text = vector[payload].clone();
-            let tag = Aes256Gcm::new(&(*key).into())
-                .encrypt_inout_detached(&FIRST_NONCE.into(), &[], text.as_mut_slice().into())
-                .unwrap();
-            assert_eq!([&text[..], &tag[..]].concat(), vector[expected]);
+            let mut body = [&vector[payload][..], &[0; TAG_LEN]].concat();
+            Aead::aes_256_gcm(Crypto::FASTEST, &key).seal(&FIRST_NONCE, &[], &mut body).unwrap();
+            assert_eq!(body, vector[expected]);
         }
+    }
+
+    #[test]
+    fn the_name_is_kept_as_the_key_that_it_makes() {
+        assert!(NAME_AS_KEY.is_same(&HmacKey::new(NAME)));
     }
 
     #[test]

