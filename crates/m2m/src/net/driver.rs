@@ -282,7 +282,7 @@ mod tests {
             session.send("warm").await.unwrap();
             sessions.push(session);
         }
-        let shared = &a.0.shared;
+        let shared = a.0.shards.first();
         let socket = shared.look().socket.clone().unwrap();
         socket.is_full.store(true, Ordering::Relaxed);
         let before = a.stats().datagrams_out;

@@ -35,6 +35,9 @@ use super::{
 };
 use crate::{arena::Arena, router::Router, session::Standing};
 
+/// When so many things were said, they leave: the queues of the sessions are not for what could be on its way.
+const BUNDLE: usize = 64;
+
 pub(crate) struct Shared {
     pub(crate) id: Id,
     state: Mutex<State>,
@@ -168,13 +171,12 @@ impl Shared {
         let now = self.now();
         let result = act(&mut state, now);
         state.said += 1;
-        let must_ring = if state.is_gathering {
-            false
-        } else if state.said > 1 {
-            true
-        } else {
+        let is_alone = state.said == 1 && !state.is_gathering;
+        let must_ring = if is_alone || state.said.is_multiple_of(BUNDLE) {
             state.pump(self, now);
             state.concerns_driver()
+        } else {
+            !state.is_gathering
         };
         release(state, must_ring);
         result

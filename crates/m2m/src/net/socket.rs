@@ -31,7 +31,7 @@ pub(super) struct Socket {
     batched: Option<Batched>,
     /// Takes nothing, as one whose queue is full.
     #[cfg(test)]
-    pub(super) is_full: std::sync::atomic::AtomicBool,
+    pub(in crate::net) is_full: std::sync::atomic::AtomicBool,
 }
 
 impl Socket {
