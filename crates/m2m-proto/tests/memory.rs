@@ -125,8 +125,8 @@ fn settle(server: &mut Net, now: Time) -> (usize, usize) {
     }
 }
 
-/// All sessions come up, do what they do, and rest for five minutes; those who ask come one in a millisecond, so that the
-/// first of many have been at rest for long when the last ones come.
+/// All sessions come up, do what they do, and rest for five minutes; one comes in a millisecond, so that the first of
+/// many have been at rest for long when the last ones come; those who register faster, before a lease is over.
 fn visit(server: &mut Net, sessions: usize, habit: Habit) -> Time {
     let mut now = START;
     let confirm = Frame::Confirm { mem: 0, resume: None };
@@ -134,7 +134,7 @@ fn visit(server: &mut Net, sessions: usize, habit: Habit) -> Time {
     let register = Frame::Register { req: Req(2), ephemeral: true, epoch: Epoch(1), lease_s: 600 };
     let request = [0x44, 0x02, 0x12, 0x34, 1, 2, 3, 4, 0xFF, b'o', b'n'];
     for n in 0..sessions {
-        now = now + Duration::from_micros(if habit.asks { 1_000 } else { 10 });
+        now = now + Duration::from_micros(if habit.registers { 10 } else { 1_000 });
         server.handle_timeout(now);
         // What the visitor keeps is gone before the next one comes.
         let mut visitor = Visitor::new(server, now, n);

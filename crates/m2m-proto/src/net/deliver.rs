@@ -305,7 +305,7 @@ impl Net {
         session.control.queues.begin_with(&mut self.spare.queues);
         if session.is_at_rest() {
             // Who pings has not forgotten.
-            self.table.forget_tails(id);
+            self.table.forget_tails(id, &mut self.spare);
         }
         let Some(session) = self.table.get_mut(id) else { return };
         session.control.once(Frame::Pong { req, draining: false, observed });
@@ -327,7 +327,7 @@ impl Net {
         session.was_answered(now);
         if session.is_at_rest() {
             // No hint can be owed any more.
-            self.table.forget_tails(id);
+            self.table.forget_tails(id, &mut self.spare);
         }
         self.host_answered(now, id, asked.first_sent);
         match asked.what {

@@ -21,6 +21,11 @@ pub(crate) struct Lazy<T>(Option<Box<T>>);
 /// Boxes of those that came to rest.
 pub(super) struct Spare<T>(Vec<Box<T>>);
 
+impl<T> Lazy<T> {
+    /// An empty one.
+    pub(crate) const NONE: Lazy<T> = Lazy(None);
+}
+
 impl<T: Rest> Lazy<T> {
     /// To be changed, if there is anything in it.
     pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
@@ -35,6 +40,19 @@ impl<T: Rest> Lazy<T> {
     /// As [`Lazy::begin`], where packets in steady state come by.
     pub(super) fn begin_with(&mut self, spare: &mut Spare<T>) -> &mut T {
         self.0.get_or_insert_with(|| spare.0.pop().unwrap_or_default())
+    }
+
+    /// True while there is memory for it.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Empties it and gives the memory back.
+    pub(super) fn end(&mut self, spare: &mut Spare<T>) {
+        if let Some(there) = self.get_mut() {
+            *there = T::default();
+        }
+        self.settle(spare);
     }
 
     /// Gives the memory back if nothing is in it.

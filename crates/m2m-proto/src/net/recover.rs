@@ -13,8 +13,8 @@ use super::{
     Net, Origin, Path,
     connect::INIT_SCHEDULE,
     control::Ask,
-    lazy::Spare,
-    session::{Connecting, Keepalive, Rare, Session, State},
+    lazy::{Lazy, Rest},
+    session::{Connecting, Keepalive, Session, SpareParts, State},
 };
 use crate::{
     error::CloseReason,
@@ -119,13 +119,25 @@ pub(crate) struct Tails {
     tails: [[u8; ResetHint::TAIL_LEN]; TAILS],
 }
 
+impl Rest for Tails {
+    fn at_rest() -> &'static Tails {
+        static AT_REST: Tails = Tails { next: 0, tails: [[0; ResetHint::TAIL_LEN]; TAILS] };
+        &AT_REST
+    }
+
+    fn is_at_rest(&self) -> bool {
+        // What was never written to.
+        self.next == 0 && self.tails == Tails::at_rest().tails
+    }
+}
+
 impl Session {
     /// Remembers a packet that leaves. True if it is the first that is remembered.
-    pub(super) fn remember_tail(&mut self, packet: &[u8], spare: &mut Spare<Rare>) -> bool {
+    pub(super) fn remember_tail(&mut self, packet: &[u8], spare: &mut SpareParts) -> bool {
         let Some(tail) = packet.last_chunk() else { return false };
-        let tails = &mut self.rare.begin_with(spare).tails;
-        let is_first = tails.is_none();
-        let tails = tails.get_or_insert_default();
+        let tails = &mut self.rare.begin_with(&mut spare.rare).tails;
+        let is_first = !tails.is_there();
+        let tails = tails.begin_with(&mut spare.tails);
         if let Some(place) = tails.tails.get_mut(usize::from(tails.next) % TAILS) {
             *place = *tail;
         }
@@ -136,7 +148,7 @@ impl Session {
     /// The keys are new: what hung on the old ones is void, and questions are asked again.
     fn start_over(&mut self, now: Time) {
         if let Some(rare) = self.rare.get_mut() {
-            (rare.tails, rare.roaming) = (None, None);
+            (rare.tails, rare.roaming) = (Lazy::NONE, None);
         }
         self.last_heard = now;
         self.was_answered(now);
@@ -188,7 +200,7 @@ impl Net {
         let id = self.table.by_peer_token(hint.token);
         let authentic = id.filter(|id| {
             let session = self.table.get(*id).filter(|session| origin.may_speak_for(session.peer));
-            let tails = session.and_then(|session| session.rare.tails.as_ref());
+            let tails = session.map(|session| &session.rare.tails).filter(|tails| tails.is_there());
             tails.is_some_and(|tails| tails.tails.contains(hint.tail))
         });
         match authentic {

@@ -184,6 +184,7 @@ impl Lazy<Rare> {
 pub(super) struct SpareParts {
     pub(super) rare: Spare<Rare>,
     pub(super) queues: Spare<Queues>,
+    pub(super) tails: Spare<Tails>,
 }
 
 /// What few sessions have at a time.
@@ -198,7 +199,7 @@ pub(crate) struct Rare {
     /// Other places where the peer may be; none while it stays where it is.
     pub(crate) roaming: Option<Box<Roaming>>,
     /// Of packets that left lately, while an answer may be missing.
-    pub(crate) tails: Option<Tails>,
+    pub(crate) tails: Lazy<Tails>,
     /// The device that the peer has to be.
     pub(crate) pin: Option<Box<Pin>>,
     /// Keys or a token that are on their way to change.
@@ -212,7 +213,7 @@ impl Rest for Rare {
             more_tokens: [None; 2],
             proof: None,
             roaming: None,
-            tails: None,
+            tails: Lazy::NONE,
             pin: None,
             renewal: None,
         };
@@ -225,7 +226,7 @@ impl Rest for Rare {
             && *more_tokens == [None; 2]
             && proof.is_none()
             && roaming.is_none()
-            && tails.is_none()
+            && !tails.is_there()
             && pin.is_none()
             && renewal.is_none()
     }

@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::{
     deadlines::{Deadlines, grow},
-    session::{Session, State},
+    session::{Session, SpareParts, State},
 };
 use crate::{
     event::SessionId,
@@ -104,7 +104,7 @@ impl Table {
 
     /// Notes which token the peer of a session chose, once that is known or new, if a hint may come for it.
     pub(crate) fn index_peer_token(&mut self, id: SessionId) {
-        if self.get(id).is_none_or(|session| session.rare.tails.is_none()) {
+        if self.get(id).is_none_or(|session| !session.rare.tails.is_there()) {
             return;
         }
         let Some(token) = peer_token(&self.sessions, id.slot) else { return };
@@ -126,11 +126,11 @@ impl Table {
     }
 
     /// No hint can come any more for what left in a session.
-    pub(crate) fn forget_tails(&mut self, id: SessionId) {
-        if self.get(id).is_some_and(|session| session.rare.tails.is_some()) {
+    pub(super) fn forget_tails(&mut self, id: SessionId, spare: &mut SpareParts) {
+        if self.get(id).is_some_and(|session| session.rare.tails.is_there()) {
             self.unindex_peer_token(id);
             if let Some(rare) = self.get_mut(id).and_then(|session| session.rare.get_mut()) {
-                rare.tails = None;
+                rare.tails.end(&mut spare.tails);
             }
         }
     }

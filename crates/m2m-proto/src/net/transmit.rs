@@ -113,7 +113,7 @@ impl Net {
     /// Remembers a packet that leaves, for the hint that may come in answer to it.
     pub(super) fn remember_tail(&mut self, id: SessionId, packet: &[u8]) {
         let Some(session) = self.table.get_mut(id) else { return };
-        if session.remember_tail(packet, &mut self.spare.rare) {
+        if session.remember_tail(packet, &mut self.spare) {
             self.table.index_peer_token(id);
         }
     }
