@@ -152,6 +152,9 @@ pub struct Limits {
     /// Sessions whose round keys are kept, about 2 kB each; the others make them anew for each packet, which takes as
     /// long as to seal a small one. 0 keeps none. Default 4,096; a device with two sessions needs 2.
     pub warm_sessions: usize,
+    /// Emptied buffers that are kept for the next packets, of each of three sizes (128, 512 and 1,232 bytes). Default 256,
+    /// at most 480 kB; a small device lives with 4.
+    pub spare_buffers: usize,
     /// Half-open handshakes in all; from half of it on, only for those who showed a cookie. Default 4,096.
     pub half_open: usize,
     /// Half-open handshakes of one source id. Default 64.
@@ -212,6 +215,7 @@ impl Default for Limits {
             sessions: 65_536,
             sessions_per_peer: 64,
             warm_sessions: 4_096,
+            spare_buffers: 256,
             half_open: 4_096,
             half_open_per_peer: 64,
             init_rate: Rate::new(50, 100),

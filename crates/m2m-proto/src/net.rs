@@ -83,8 +83,6 @@ use yielding::YieldingBudget;
 pub const MAX_DATAGRAM: usize = 1200;
 /// Nobody may take less than this (protocol, section 3.1); one who says so is refused.
 const MIN_MAX_UDP: u16 = 256;
-/// Buffers kept for the next packets.
-const POOL: usize = 256;
 /// Sources that are told apart when INITs are budgeted.
 const INIT_BUCKETS: usize = 4096;
 /// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
@@ -235,7 +233,7 @@ impl Net {
             warm: warm::Warm::new(config.limits.warm_sessions),
             dirty: VecDeque::new(),
             outputs: VecDeque::new(),
-            pool: Pool::new(POOL),
+            pool: Pool::new(config.limits.spare_buffers),
             line_config: line_config(&config),
             hosts: Vec::new(),
             active_host: 0,

@@ -34,8 +34,9 @@ const ASKS_EVERY: u32 = 100;
 const SESSION: usize = 3 << 10;
 /// What a slot of a session that is gone leaves behind, in tables that don't shrink.
 const SLOT: usize = 128;
-/// Buffers for packets that are kept for the next ones.
-const POOL: usize = 64 * 2048;
+/// Buffers that are kept for the next packets: so many of each of three sizes, each smaller than the next size.
+const SPARE: usize = 64;
+const POOL: usize = SPARE * (512 + 1232 + 2048);
 
 fn key() -> NetKey {
     NetKey::new(&[7; 32]).unwrap()
@@ -49,6 +50,7 @@ fn limits() -> Limits {
     Limits {
         sessions: 300,
         sessions_per_peer: 4,
+        spare_buffers: SPARE,
         half_open: 100,
         half_open_per_peer: 8,
         registrations: 50,

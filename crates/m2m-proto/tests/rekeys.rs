@@ -49,7 +49,9 @@ impl Pair {
         let now = Time::from_micros(1_000_000);
         let net = |n: u8| {
             let mut config = Config::new(Id([n; 16]), key(), DeviceKey::from_bytes([n; 32]));
+            // A thousand changes in seconds are what nobody else would want.
             config.limits.dh_rate = Rate::new(100_000, 100_000);
+            config.limits.rekey_rate = Rate::new(100_000, 100_000);
             Net::new(config, [n; 32], now)
         };
         let mut pair = Pair {
