@@ -21,7 +21,8 @@ cargo xtask bench [aws-lc] [NAME]          the core's benchmarks, those with NAM
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
 cargo xtask flood [KIND...] [--rounds N]   what floods cost those who are served
 cargo xtask flood memory                   a million packets of each kind, and what the machine keeps of them
-cargo xtask soak --minutes N [--seed S]    everything that can happen to nets, for so long: endurance
+cargo xtask soak --minutes N [--seed S] [--rate N]
+                                           everything that can happen to nets, for so long: endurance
 cargo xtask model                          the symbolic model of the handshake, if ProVerif is installed
 cargo xtask help                           this text
 

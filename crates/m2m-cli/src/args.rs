@@ -98,7 +98,7 @@ pub(crate) enum Verb {
     /// Change a peer's net key from afar
     #[command(subcommand)]
     Key(KeyTask),
-    /// Show this net's id, the fingerprint of its device key, and where its state is
+    /// Show this net's id, its device's public key and fingerprint, and where its state is
     Id,
     /// Run a host: nets register with it, and it forwards between them
     Server(Server),
@@ -122,7 +122,7 @@ pub(crate) enum Verb {
     Ping(Ping),
     /// Ask the host whether a peer is online: exit 0 if it is, 3 if not
     Online(Online),
-    /// Show in one process, on real sockets, what m2m does: a host, two devices, an app
+    /// Show in one process, on real sockets, what m2m does: hosts, devices and an app
     Demo,
     /// Measure m2m on this machine: requests, relaying, handshakes, memory, bytes
     ///
@@ -174,7 +174,7 @@ pub(crate) struct Server {
     /// Where to listen [default: port 9527 of every address]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_bind)]
     pub(crate) bind: Option<SocketAddr>,
-    /// Serve with so many cores, 1 to 128, or `auto` for all of this machine [default: 1]
+    /// Serve with so many cores, 1 to 128, or `auto` for all of this machine; Linux only; limits hold for each [default: 1]
     #[arg(long, value_name = "N", value_parser = parse_shards)]
     pub(crate) shards: Option<u8>,
     /// Longest time that a registration lasts without being renewed [default: 600]
@@ -195,8 +195,8 @@ pub(crate) struct Server {
 pub(crate) enum ServerTask {
     /// Show and change which device key each id belongs to, while the host runs or not
     ///
-    /// What `pin` and `forget` change takes effect when a device opens its next session with the host: one that is
-    /// registered now stays so until then.
+    /// A running host acts within a second on what `pin` and `forget` change: a registration that rests on no claim any
+    /// more ends, and its device is told when it comes back.
     #[command(subcommand)]
     Claims(Claims),
 }

@@ -143,6 +143,7 @@ impl Shard {
 }
 
 /// Caps (protocol, section 12). When a table is full the new is refused; what is confirmed and recently heard stays.
+/// With shards each has these for itself, but for new claims, of which each is to be given its part.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Sessions in all, half-open ones included. Default 65,536.

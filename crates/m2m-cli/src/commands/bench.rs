@@ -59,6 +59,10 @@ pub(super) fn run(
         output.use_json();
     }
     let output = *output;
+    if cfg!(debug_assertions) {
+        output
+            .say("m2m: this is a debug build: its figures mean little; use cargo run --release -- bench ...");
+    }
     let place = Place::take();
     let measured = match &bench.what {
         What::Request(request) => request::run(request, &place, output),

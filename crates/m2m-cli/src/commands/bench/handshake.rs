@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use m2m_proto::session::handshake::Initiator;
+use m2m_proto::session::keys::Crypto;
 use m2m_proto::wire::frame::{CloseCode, Frame};
 use serde_json::json;
 
@@ -131,12 +132,18 @@ fn tell(pace: &Pace, place: &Place, rounds: &[Round], output: Output) -> Result<
         vec!["forged ones refused in a second of server CPU".to_owned(), number(forged)],
     ];
     let text = format!(
-        "sessions set up, used and closed; {} rounds of {} ms; {place}\n\n{}\n\
+        "sessions set up, used and closed, with {}; {} rounds of {} ms; {place}\n\n{}\n\
          Each set-up is INIT, RESP, the first packet and CLOSE, with an X25519 key exchange on both sides. A forged INIT is\n\
          refused before any curve arithmetic: so many strangers' attempts a second would fill one core.",
+        backend(),
         pace.rounds,
         pace.millis,
         table(&["", ""], &rows),
     );
     output.line(&text, &object)
+}
+
+/// Whose X25519 and AES-GCM both sides use.
+fn backend() -> &'static str {
+    if Crypto::FASTEST == Crypto::RustCrypto { "RustCrypto" } else { "AWS-LC" }
 }

@@ -86,8 +86,7 @@ impl Load for Plain {
 }
 
 /// The client's socket does not work.
-// By value: it stands in `map_err`.
-#[expect(clippy::needless_pass_by_value)]
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 pub(super) fn failed(error: std::io::Error) -> Failure {
     Failure::Other(format!("the bench's client can't use its socket: {error}"))
 }

@@ -163,7 +163,7 @@ fn tell(
     let text = format!(
         "{} bytes each way, {} on their way, {} flow(s), {} other session(s); {} rounds of {} ms; {place}\n\n{}\n\
          m2m's rate is {} of (a)'s and {} of (b)'s: above 1 it is faster. Its server's CPU for each request is {} of (a)'s:\n\
-         below 1 it is cheaper, though it encrypts, and promises an answer to each request exactly once.",
+         below 1 it is cheaper, though it encrypts, and runs each request that is answered exactly once.",
         request.size,
         request.inflight,
         request.flows,

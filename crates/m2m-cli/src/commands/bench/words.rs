@@ -33,7 +33,8 @@ pub(crate) enum What {
     ///
     /// Memory is the growth of the server process's resident memory for each session; the sweep is the CPU time in
     /// which the server handles the timeouts of all of them; the rate is that of requests to random ones among them,
-    /// against the same to as many sessions as requests are on their way, before the others were opened.
+    /// against the same to a second server that holds only as many sessions as requests are on their way; the two take
+    /// turns.
     Sessions(Sessions),
     /// Bytes on the wire for short messages, beside DTLS, OSCORE and QUIC
     ///
@@ -61,7 +62,7 @@ pub(crate) struct Request {
     /// Bytes of payload in each request, and in its answer
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u16).range(4..=1024))]
     pub(crate) size: u16,
-    /// Requests on their way at any time, over all flows
+    /// Requests on their way at any time, over all flows; at most 256 for each flow
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) inflight: u32,
     /// Sessions that the requests go round in, each from an address of its own

