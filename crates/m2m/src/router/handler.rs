@@ -154,3 +154,21 @@ fn failed(method: Code) -> Answer {
     error!("a handler of {method} panicked");
     Answer::internal("the handler failed")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_that_holds_others_up_is_not_forgiven() {
+        let handler = Handler::new(async |_: Request| "");
+        // The system's doing, now and then.
+        for long in [true, false, true, true, false] {
+            handler.took_long(long);
+        }
+        assert!(!handler.is_slow());
+        (0..3).for_each(|_| handler.took_long(true));
+        (0..9).for_each(|_| handler.took_long(false));
+        assert!(handler.is_slow());
+    }
+}
