@@ -135,16 +135,7 @@ impl Run<'_> {
                 let taken = self.world.command(net, |machine, now| machine.lookup(now, about, id, deadline));
                 self.asks(net, id, taken);
             }
-            Doing::Rekey { net, which, secret } => {
-                if let Some(session) = self.which(net, which) {
-                    self.world.count("rekeys asked for");
-                    let (id, secret) = (RequestId(number), secret.then(|| filler(number, 16)));
-                    let taken = self
-                        .world
-                        .command(net, |machine, now| machine.rekey(now, session, id, secret.as_deref()));
-                    self.asks(net, id, taken);
-                }
-            }
+            Doing::Rekey { net, which, secret } => self.rekey(number, net, which, secret),
             Doing::Refresh { net, which } => {
                 if let Some(session) = self.which(net, which) {
                     self.world.count("tokens refreshed");
@@ -154,29 +145,41 @@ impl Run<'_> {
                     self.asks(net, id, taken);
                 }
             }
-            Doing::NetKey { net, which } => {
-                let known = &self.sessions[net.0];
-                let known = known.get(which as usize % known.len().max(1)).copied();
-                // A second change would end the grace of the first key, which those who are there opened sessions with.
-                if let Some(Known { session, peer, .. }) = known
-                    && self.given_keys.insert(peer)
-                {
-                    self.world.count("net keys changed");
-                    let (id, current) = (RequestId(number), World::key(number_of(peer)));
-                    let new = filler(number, 32);
-                    let taken = self.world.command(net, |machine, now| {
-                        machine.set_remote_key(now, session, id, &current, 0, &new)
-                    });
-                    if taken == Err(CommandError::NotUp) {
-                        // Such a command waits for nothing.
-                        self.given_keys.remove(&peer);
-                        return;
-                    }
-                    self.asks(net, id, taken);
-                }
-            }
+            Doing::NetKey { net, which } => self.change_net_key(number, net, which),
             _ => {}
         }
+    }
+
+    fn rekey(&mut self, number: u64, net: NetIndex, which: u32, secret: bool) {
+        let Some(session) = self.which(net, which) else { return };
+        self.world.count("rekeys asked for");
+        let (id, secret) = (RequestId(number), secret.then(|| filler(number, 16)));
+        let taken =
+            self.world.command(net, |machine, now| machine.rekey(now, session, id, secret.as_deref()));
+        self.asks(net, id, taken);
+    }
+
+    /// Gives the peer of a session another net key, once.
+    fn change_net_key(&mut self, number: u64, net: NetIndex, which: u32) {
+        let known = &self.sessions[net.0];
+        let known = known.get(which as usize % known.len().max(1)).copied();
+        let Some(Known { session, peer, .. }) = known else { return };
+        // A second change would end the grace of the first key, which those who are there opened sessions with.
+        if !self.given_keys.insert(peer) {
+            return;
+        }
+        self.world.count("net keys changed");
+        let (id, current) = (RequestId(number), World::key(number_of(peer)));
+        let new = filler(number, 32);
+        let taken = self.world.command(net, |machine, now| {
+            machine.set_remote_key(now, session, id, &current, 0, &new)
+        });
+        if taken == Err(CommandError::NotUp) {
+            // Such a command waits for nothing.
+            self.given_keys.remove(&peer);
+            return;
+        }
+        self.asks(net, id, taken);
     }
 
     /// One of a net's sessions.

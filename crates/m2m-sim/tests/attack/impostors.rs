@@ -96,10 +96,8 @@ fn an_answer_to_a_question_under_the_old_keys_counts_no_packet_of_the_new() {
     hand.hear(&mut world);
 }
 
-/// A peer that answers, and never says whether it remembers, holds up what waits for that. It is asked a few times, and
-/// then told to be of no use.
-#[test]
-fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
+/// A net with a request under way in a session of its own, whose peer is played by hand and has proved nothing.
+fn unproven() -> (World, NetIndex, Hand) {
     let mut world = World::new(1);
     let net = world.add(World::config(2));
     let mut hand = Hand::new(&mut world, 1, net, 2);
@@ -109,6 +107,14 @@ fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
     answer_init(&mut world, &mut hand);
     hand.hear(&mut world);
     post(&mut world, net, session, 7, b"pay").unwrap();
+    (world, net, hand)
+}
+
+/// A peer that answers, and never says whether it remembers, holds up what waits for that. It is asked a few times, and
+/// then told to be of no use.
+#[test]
+fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
+    let (mut world, net, mut hand) = unproven();
     step_in(&mut world, &mut hand);
     let mut pings = 0;
     for _ in 0..100 {
@@ -139,15 +145,7 @@ fn who_keeps_the_verdict_back_is_asked_a_few_times_and_left() {
 /// it means.
 #[test]
 fn who_answers_handshakes_only_is_left_after_a_few() {
-    let mut world = World::new(1);
-    let net = world.add(World::config(2));
-    let mut hand = Hand::new(&mut world, 1, net, 2);
-    let address = hand.address;
-    let session = world
-        .command(net, |net, now| net.connect(now, World::id(1), &key(1), Route::Direct(address)).unwrap());
-    answer_init(&mut world, &mut hand);
-    hand.hear(&mut world);
-    post(&mut world, net, session, 7, b"pay").unwrap();
+    let (mut world, net, mut hand) = unproven();
     let mut handshakes = 0;
     let closed = (0..600).find_map(|_| {
         world.run(SECOND);
