@@ -35,7 +35,10 @@ use crate::{
     error::{CloseReason, CommandError, ConnectError, ControlError},
     event::{ClaimOutcome, Event, IncomingId, Output, RequestId, SessionId},
     id::Id,
-    relay::{budget::BucketTable, registry::Registry},
+    relay::{
+        budget::{BucketTable, TokenBucket},
+        registry::Registry,
+    },
     session::{
         handshake::CookieSecret,
         keys::{DhSecret, EphemeralSeed, PeerKey, Role},
@@ -88,6 +91,8 @@ const INIT_BUCKETS: usize = 4096;
 /// Addresses that are told apart when hints are budgeted, and hints for one of them (protocol, section 3.5).
 const HINT_BUCKETS: usize = 4096;
 const HINTS_PER_SECOND: u32 = 5;
+/// Hints for any shard that go to all of them (protocol, section 11).
+const FANNED_OUT_PER_SECOND: u32 = 100;
 /// Beside so many served packets a busy net does one key exchange for those who come, and half of one for those who
 /// showed a cookie (protocol, section 12).
 const DH_PACKETS: u32 = 512;
@@ -206,6 +211,8 @@ pub struct Net {
     proven_dh_budget: YieldingBudget,
     cookie_budget: YieldingBudget,
     hint_budget: BucketTable,
+    /// Hints that go to all other shards.
+    fan_out: TokenBucket,
     /// Requests that came since are remembered, all of them.
     memory_since: Time,
     key_change: netkey::KeyChange,
@@ -246,6 +253,7 @@ impl Net {
             proven_dh_budget: YieldingBudget::new(config.limits.proven_dh_rate, 2 * DH_PACKETS),
             cookie_budget: YieldingBudget::new(config.limits.cookie_rate, COOKIE_PACKETS),
             hint_budget: BucketTable::new(HINT_BUCKETS, HINTS_PER_SECOND, 1),
+            fan_out: TokenBucket::new(FANNED_OUT_PER_SECOND, FANNED_OUT_PER_SECOND),
             memory_since: now,
             key_change: netkey::KeyChange::new(&mut config, now),
             stats: Stats::default(),
@@ -304,6 +312,10 @@ impl Net {
     }
 
     fn receive(&mut self, now: Time, origin: Origin, datagram: &mut [u8]) {
+        // The largest that anybody sends; all that is kept of a packet, or handed on, is bounded by it.
+        if datagram.len() > MAX_DATAGRAM {
+            return self.stats.drop(Drop::Malformed);
+        }
         let packet = match Packet::decode(datagram) {
             Ok(packet) => packet,
             Err(why) => return self.stats.drop(Drop::of_packet(why)),

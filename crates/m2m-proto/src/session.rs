@@ -335,17 +335,18 @@ impl Secure {
         self.peer_token
     }
 
-    /// Whether a session of this handshake hash that names this tag means to take this one over; compared in constant
-    /// time.
-    pub fn has_resume_tag(&self, tag: &[u8; 8], hash: &[u8; 32]) -> bool {
+    /// Which of the tags that a session of this handshake hash names is this one's, if it means to take this one over;
+    /// compared in constant time.
+    pub fn named_by(&self, tags: &[[u8; 8]], hash: &[u8; 32]) -> Option<usize> {
         let other = match self.other.as_deref() {
             // The peer may be a generation ahead of us, or behind.
             Some(Other::Next(next)) => Some(next.root.resume_key()),
             Some(Other::Previous { resume_key, .. }) => Some(resume_key.clone()),
             None => None,
         };
-        let is_it = |key: ResumeKey| bool::from(key.tag(hash).ct_eq(tag));
-        is_it(self.root.resume_key()) || other.is_some_and(is_it)
+        let own = [Some(self.root.resume_key()), other].map(|key| key.map(|key| key.tag(hash)));
+        let is_own = |tag: &[u8; 8]| own.iter().flatten().any(|own| bool::from(own.ct_eq(tag)));
+        tags.iter().position(is_own)
     }
 
     /// What a session that takes this one over will prove itself with (protocol, section 9).

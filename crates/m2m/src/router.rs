@@ -185,20 +185,21 @@ impl Router {
     }
 
     /// Begins to answer one request, and ends that too if its handler waits for nothing. `from` is the session it came
-    /// in, and its peer.
+    /// in, and its peer. Unless it may run `here`, its handler is left for a task.
     pub(crate) fn start(
         &self,
         shared: &Arc<Shared>,
         (session, peer): (SessionId, Id),
         message: &[u8],
         bodies: &mut Arena,
+        here: bool,
     ) -> Started {
         let request = match Request::read(shared, session, peer, message, bodies) {
             Ok(request) => request,
             Err(answer) => return Started::Done(answer, None),
         };
         match self.handler(request.code, &request.path) {
-            Ok(handler) => Running::start(handler, request),
+            Ok(handler) => Running::start(handler, request, here),
             Err(code) => Started::Done(Answer::code(code), None),
         }
     }

@@ -273,6 +273,11 @@ impl Net {
             Frame::Unregister { req, epoch } => self.on_unregister(now, id, req, epoch),
             Frame::Lookup { req, id: wanted } => self.on_lookup(now, id, req, wanted),
             Frame::Found { req, status, .. } => self.on_found(now, id, req, status),
+            // Between neighbours only (protocol, section 10). One inside another would also be read by as many calls
+            // inside each other as a datagram holds.
+            Frame::Relay { .. } if matches!(origin, Origin::Through { .. }) => {
+                self.stats.drop(Drop::RelayRefused);
+            }
             Frame::Relay { hop_limit, flags, dst, src, inner } => {
                 self.on_relay(now, id, super::relay::Relayed { hop_limit, flags, dst, src, inner });
             }

@@ -417,25 +417,28 @@ impl Net {
             Element::Frame(Frame::Confirm { resume, .. }) => resume,
             _ => None,
         });
-        let (mut meant, mut void, mut named) = (None, Vec::new(), 0);
-        for (n, tag) in tags.take(MAX_TAGS).enumerate() {
-            named += 1;
-            let has_tag = |(id, session): &(SessionId, &Session)| {
-                let secure =
-                    session.secure.as_ref().filter(|_| session.role == Role::Responder && *id != new);
-                secure.is_some_and(|secure| secure.has_resume_tag(&tag, &half_open.hash))
-            };
-            match self.table.of_peer(fresh.peer).find(has_tag) {
-                Some((id, session)) if session.is_up() => meant = meant.or(Some((id, n == 0))),
-                Some((id, Session { state: State::HalfOpen(_), .. })) => void.push(id),
+        let tags: Vec<[u8; 8]> = tags.take(MAX_TAGS).collect();
+        if tags.is_empty() {
+            return None;
+        }
+        let (mut meant, mut void): (Option<(SessionId, usize)>, _) = (None, Vec::new());
+        // Each session once, whatever is named: its tag costs as much as a small packet.
+        for (id, session) in self.table.of_peer(fresh.peer) {
+            let secure = session.secure.as_ref().filter(|_| session.role == Role::Responder && id != new);
+            let named = secure.and_then(|secure| secure.named_by(&tags, &half_open.hash));
+            match (named, &session.state) {
+                (Some(_), State::HalfOpen(_)) => void.push(id),
+                (Some(n), _) if session.is_up() && meant.is_none_or(|(_, first)| n < first) => {
+                    meant = Some((id, n));
+                }
                 _ => {}
             }
         }
         void.into_iter().for_each(|id| drop(self.table.remove(id)));
-        if let Some(fresh) = self.table.get_mut(new).filter(|_| named > 0 && meant.is_none()) {
-            fresh.memory = Some((Memory::NONE, named));
+        if let Some(fresh) = self.table.get_mut(new).filter(|_| meant.is_none()) {
+            fresh.memory = Some((Memory::NONE, tags.len() as u8));
         }
-        meant
+        meant.map(|(id, n)| (id, n == 0))
     }
 
     /// A session goes on with the keys of a half-open one, whose first packet came: it keeps its handle, its line and

@@ -154,7 +154,10 @@ impl Net {
             Origin::Direct(address) => address_key(address, self.hash_secret),
             Origin::Through { src, .. } => self.hash_id(src),
         };
-        if !self.hint_budget.take(source, now, 1) {
+        // A place of its own in the budget: who forges hints in a peer's name must not use up what tells that peer of a
+        // restart. What all together cause is bounded too, and leaves room for what others wait for.
+        let has_room = self.outputs.len() < self.config.limits.outputs / 2;
+        if !has_room || !self.hint_budget.take(!source, now, 1) || !self.fan_out.take(now, 1) {
             return self.stats.drop(Drop::OverBudget);
         }
         let mut packet = [0; ResetHint::LEN];

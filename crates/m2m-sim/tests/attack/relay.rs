@@ -252,6 +252,40 @@ fn a_relay_inside_a_relayed_session_is_refused() {
     assert_eq!((dropped(&mut world, b, Drop::RelayRefused), world.net(b).stats().relayed), (2, 0));
 }
 
+/// A registered guest's own packet inside a RELAY inside a RELAY: each level was read inside the one around it, and
+/// a datagram of 64 KB held a thousand of them.
+#[test]
+fn relays_inside_each_other_are_not_followed_down() {
+    let mut world = World::new(4);
+    let host = world.add_host(1);
+    let mut a = guest(&mut world, 2, host);
+    a.hear(&mut world);
+    // The innermost was sealed first, so that each is fresh when its turn comes.
+    let mut packet = a.packet(&[Frame::Ping { req: Req(77), next_s: 60 }]);
+    for _ in 0..3 {
+        packet = a.packet(&[relay(16, 2, 1, &packet)]);
+    }
+    a.send(&mut world, &packet);
+    world.run(BEAT);
+    assert_eq!(dropped(&mut world, host, Drop::RelayRefused), 1, "the second level is the last one looked at");
+    let pongs = pick(&a.hear(&mut world), |frame| matches!(frame, Frame::Pong { .. }).then_some(()));
+    assert!(pongs.is_empty());
+}
+
+#[test]
+fn what_is_larger_than_any_packet_is_not_opened() {
+    let mut world = World::new(5);
+    let host = world.add_host(1);
+    let mut a = guest(&mut world, 2, host);
+    let before = dropped(&mut world, host, Drop::Malformed);
+    let mut packet = a.packet(&[Frame::Ping { req: Req(78), next_s: 60 }]);
+    packet.resize(1201, 0);
+    a.send(&mut world, &packet);
+    world.run(BEAT);
+    assert_eq!(dropped(&mut world, host, Drop::Malformed), before + 1);
+    assert_eq!(dropped(&mut world, host, Drop::BadSeal), 0, "no work was done for it");
+}
+
 /// A host driven by hand, number 1, with which net 2 is registered.
 struct EvilHost {
     world: World,

@@ -1,6 +1,9 @@
 //! Figures of phases, and what they come to.
 use crate::{attack::Kind, server::Counters};
 
+/// A host that uses more of its core than this has no time to spare.
+const SATURATED: f64 = 0.9;
+
 /// What happened in one stretch of time.
 pub(crate) struct Phase {
     pub(crate) seconds: f64,
@@ -51,7 +54,9 @@ pub(crate) fn heading() {
 }
 
 impl Rounds {
-    /// Tells the figures; the lower of the two medians is the result.
+    /// Tells the figures. What counts is the requests served for a second of the host's CPU: its rate, were it the limit.
+    /// The rate itself counts too where the host is the limit; else it is that of the clients, on whose core the attackers
+    /// work as well.
     pub(crate) fn report(&self, kind: Kind) -> f64 {
         let of = |figure: fn(&Phase) -> f64| {
             let pairs = self.quiet.windows(2).zip(&self.flooded);
@@ -77,6 +82,11 @@ impl Rounds {
             flood as f64 / seconds,
             counted.join(", ")
         );
-        if efficiency.is_finite() { rate.min(efficiency) } else { rate }
+        let is_limit = self.quiet.iter().all(|phase| phase.cpu_share() > SATURATED);
+        match efficiency.is_finite() {
+            true if is_limit => rate.min(efficiency),
+            true => efficiency,
+            false => rate,
+        }
     }
 }

@@ -100,7 +100,8 @@ impl Batched {
         // The card, its driver or a tunnel can't do it, or there is something about this address: each by itself.
         let sent = scatter(udp, &datagrams[..run.min(SLOTS)], to_system);
         let errno = refusal.raw_os_error().map(Errno::from_raw_os_error);
-        if sent.is_ok() && matches!(errno, Some(Errno::IO | Errno::INVAL)) {
+        // EIO is what a card says that can't. Anything else may be about this one address.
+        if sent.is_ok() && errno == Some(Errno::IO) {
             debug!(%refusal, "no segmentation offload from now on");
             self.segments.store(1, Ordering::Relaxed);
         }
@@ -117,7 +118,7 @@ impl Batched {
     ) -> io::Result<usize> {
         #[cfg(test)]
         if self.refuses_runs.load(Ordering::Relaxed) {
-            return Err(Errno::INVAL.into());
+            return Err(Errno::IO.into());
         }
         let [first, ..] = run else { return Ok(0) };
         staging.clear();

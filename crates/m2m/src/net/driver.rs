@@ -81,6 +81,8 @@ pub(super) async fn run(shared: Arc<Shared>, socket: Arc<Socket>) {
             Turn::Timer => driver.on_timer(),
             Turn::End => break,
         }
+        // What other shards hand over may never end; others of this thread want their turn.
+        tokio::task::consume_budget().await;
     }
     leave(&driver.shared, &driver.socket).await;
 }

@@ -30,6 +30,8 @@ const MAX_EARLY: usize = 64;
 const EARLY_WAIT: Duration = Duration::from_secs(5);
 /// A handler that takes longer than this before it first waits for something holds up all others.
 const SLOW: Duration = Duration::from_millis(1);
+/// All handlers of a batch together hold up the others for so long; those that are left run in tasks.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// A request as it came.
 pub(super) struct Received {
@@ -122,7 +124,8 @@ impl State {
     /// Takes a router into use, and gives it what waited for one.
     pub(super) fn install(&mut self, router: &Arc<Router>) {
         self.router = Some(router.clone());
-        self.incoming.arrived.extend(self.incoming.early.drain(..));
+        let Incoming { arrived, waiting, early, .. } = &mut self.incoming;
+        arrived.extend(waiting.drain(..).chain(early.drain(..)));
     }
 
     /// Nothing that waits will run any more.
@@ -134,7 +137,7 @@ impl State {
 
     /// What runs in the place of a handler that ended, if something waits.
     fn next_request(&mut self) -> Option<(Arc<Router>, Received)> {
-        let next = self.router.clone().zip(self.incoming.waiting.pop_front());
+        let next = self.router.clone().and_then(|router| Some((router, self.incoming.waiting.pop_front()?)));
         if next.is_none() {
             self.incoming.running = self.incoming.running.saturating_sub(1);
         }
@@ -197,11 +200,15 @@ impl Inline {
 
     fn begin(&mut self, shared: &Arc<Shared>, router: &Arc<Router>) {
         self.bodies.reuse();
+        let began = Instant::now();
         while self.unfinished.len() < self.free
             && let Some(Received { incoming, peer, message }) = self.requests.pop_front()
         {
             let begun = self.is_wary.then(Instant::now);
-            let started = router.start(shared, (incoming.session(), peer), &message, &mut self.bodies);
+            // Others wait for this thread: what has come to light late goes on elsewhere.
+            let here = began.elapsed() < PATIENCE;
+            let from = (incoming.session(), peer);
+            let started = router.start(shared, from, &message, &mut self.bodies, here);
             self.spent.push(message);
             let handler = match started {
                 Started::Done(answer, handler) => {
@@ -209,9 +216,9 @@ impl Inline {
                     handler
                 }
                 Started::Running(running) => {
-                    let handler = running.handler().clone();
+                    let handler = running.was_polled().then(|| running.handler().clone());
                     self.unfinished.push((incoming, running));
-                    Some(handler)
+                    handler
                 }
             };
             if let (Some(begun), Some(handler)) = (begun, handler) {
@@ -233,7 +240,8 @@ impl Inline {
             state.incoming.tasks.spawn_on(task, &runtime);
         }
         for request in self.requests.drain(..) {
-            if state.incoming.waiting.len() < state.incoming.max_running {
+            // Without a router nothing would ever take it from there.
+            if state.router.is_some() && state.incoming.waiting.len() < state.incoming.max_running {
                 state.incoming.waiting.push_back(request);
             } else {
                 state.refuse(now, request, "busy");
@@ -254,7 +262,7 @@ async fn go_on(shared: Arc<Shared>, incoming: IncomingId, running: Running) {
         let Some((router, request)) = next else { return };
         incoming = request.incoming;
         let from = (incoming.session(), request.peer);
-        answer = match router.start(&shared, from, &request.message, &mut Arena::default()) {
+        answer = match router.start(&shared, from, &request.message, &mut Arena::default(), true) {
             Started::Done(answer, _) => answer,
             Started::Running(running) => running.finish().await,
         };

@@ -27,7 +27,7 @@ const STRIKES: u8 = 3;
 pub(crate) struct Handler {
     call: Box<Call>,
     spare: Mutex<Vec<Replying>>,
-    /// How often in a row it took long before it first waited for something.
+    /// How much more often than not it took long before it first waited for something.
     strikes: AtomicU8,
 }
 
@@ -51,11 +51,16 @@ impl Handler {
         Handler { call: Box::new(call), spare: Mutex::default(), strikes: AtomicU8::new(0) }
     }
 
-    /// Tells how it was. One that took long three times in a row runs in tasks only from then on; once may be the
-    /// system's doing, which ran something else meanwhile.
+    /// Tells how it was. One that took long three times more often than not runs in tasks only from then on; once may be
+    /// the system's doing, which ran something else meanwhile.
     pub(crate) fn took_long(&self, long: bool) {
         let strikes = self.strikes.load(Ordering::Relaxed);
-        self.strikes.store(if long { strikes.saturating_add(1) } else { 0 }, Ordering::Relaxed);
+        let after = match long {
+            _ if strikes >= STRIKES => return,
+            true => strikes + 1,
+            false => strikes.saturating_sub(1),
+        };
+        self.strikes.store(after, Ordering::Relaxed);
     }
 
     fn is_slow(&self) -> bool {
@@ -89,26 +94,34 @@ pub(crate) struct Running {
     replying: Replying,
     method: Code,
     accept: Option<ContentFormat>,
+    /// Where its request came in.
+    was_polled: bool,
 }
 
 impl Running {
     /// Calls a handler, and polls it once. A task that goes on with it polls it again at once, so nothing is lost if it
     /// wakes nobody now.
-    pub(super) fn start(handler: &Arc<Handler>, request: Request) -> Started {
+    pub(super) fn start(handler: &Arc<Handler>, request: Request, here: bool) -> Started {
         let (method, accept) = (request.code, request.accept());
         let spare = handler.take_spare();
         // What a panic may leave half done is the handler's own: nothing of ours is looked at again.
         let Ok(replying) = catch_unwind(AssertUnwindSafe(|| (handler.call)(request, spare))) else {
             return Started::Done(failed(method), Some(handler.clone()));
         };
-        let mut running = Running { handler: handler.clone(), replying, method, accept };
-        if handler.is_slow() {
+        let was_polled = here && !handler.is_slow();
+        let mut running = Running { handler: handler.clone(), replying, method, accept, was_polled };
+        if !was_polled {
             return Started::Running(running);
         }
         match running.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(answer) => Started::Done(answer, Some(running.end())),
             Poll::Pending => Started::Running(running),
         }
+    }
+
+    /// False if a task is the first to poll it.
+    pub(crate) fn was_polled(&self) -> bool {
+        self.was_polled
     }
 
     pub(crate) fn handler(&self) -> &Arc<Handler> {
@@ -140,4 +153,22 @@ impl Running {
 fn failed(method: Code) -> Answer {
     error!("a handler of {method} panicked");
     Answer::internal("the handler failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_that_holds_others_up_is_not_forgiven() {
+        let handler = Handler::new(async |_: Request| "");
+        // The system's doing, now and then.
+        for long in [true, false, true, true, false] {
+            handler.took_long(long);
+        }
+        assert!(!handler.is_slow());
+        (0..3).for_each(|_| handler.took_long(true));
+        (0..9).for_each(|_| handler.took_long(false));
+        assert!(handler.is_slow());
+    }
 }
