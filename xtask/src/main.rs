@@ -18,6 +18,7 @@ cargo xtask sim --seeds N [--seed S]       the simulated network: N seeds, or fr
 cargo xtask sim --script FILE              a failure of it that was written down
 cargo xtask fuzz [TARGET] [--seconds N]    every fuzz target, or one; 60 s each unless told
 cargo xtask bench [aws-lc] [NAME]          the core's benchmarks, those with NAME in theirs; with AWS-LC beside
+cargo xtask memory [N]                     what a server keeps of each of N idle sessions; a million unless told
 cargo xtask rekey                          10^6 requests across 1,000 changes of keys
 cargo xtask flood [KIND...] [--rounds N]   what floods cost those who are served
 cargo xtask flood memory                   a million packets of each kind, and what the machine keeps of them
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Some((&"rekey", [])) => {
             Ok(cargo(&["test", "--release", "--package", "m2m-proto", "--test", "rekeys"]))
         }
+        Some((&"memory", sessions)) => memory(sessions),
         Some((&"flood", ["memory"])) => Ok(flood_memory()),
         Some((&"flood", options)) => Ok(flood(options)),
         Some((&"soak", options)) => soak(options),
@@ -123,7 +125,19 @@ fn soak(options: &[&str]) -> Result<Outcome, String> {
     Ok(cargo(&command))
 }
 
-/// The test of the machine's memory, at length.
+/// Many idle sessions in one machine, and what each takes.
+fn memory(sessions: &[&str]) -> Result<Outcome, String> {
+    let sessions = match sessions {
+        [] => "1000000",
+        [sessions] => number("memory", Some(sessions))?,
+        _ => return Err("memory takes one number".into()),
+    };
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let words = ["test", "--release", "--package", "m2m-proto", "--test", "memory", "--", "--ignored"];
+    Ok(run(Command::new(program).args(words).arg("--nocapture").env("M2M_SESSIONS", sessions)))
+}
+
+/// The test of the machine's memory under floods, at length.
 fn flood_memory() -> Outcome {
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let words = ["test", "--release", "--package", "m2m-proto", "--test", "floods", "--", "--nocapture"];
@@ -154,6 +168,12 @@ mod tests {
         assert!(sim(&["--script"]).is_err());
         assert!(sim(&["--speed", "1"]).is_err());
         assert!(sim(&["--seeds"]).is_err());
+    }
+
+    #[test]
+    fn memory_refuses_what_is_no_number() {
+        assert!(memory(&["many"]).is_err());
+        assert!(memory(&["1", "2"]).is_err());
     }
 
     #[test]

@@ -171,9 +171,9 @@ impl Run<'_> {
         self.world.count("net keys changed");
         let (id, current) = (RequestId(number), World::key(number_of(peer)));
         let new = filler(number, 32);
-        let taken = self.world.command(net, |machine, now| {
-            machine.set_remote_key(now, session, id, &current, 0, &new)
-        });
+        let taken = self
+            .world
+            .command(net, |machine, now| machine.set_remote_key(now, session, id, &current, 0, &new));
         if taken == Err(CommandError::NotUp) {
             // Such a command waits for nothing.
             self.given_keys.remove(&peer);
