@@ -267,7 +267,11 @@ fn relays_inside_each_other_are_not_followed_down() {
     }
     a.send(&mut world, &packet);
     world.run(BEAT);
-    assert_eq!(dropped(&mut world, host, Drop::RelayRefused), 1, "the second level is the last one looked at");
+    assert_eq!(
+        dropped(&mut world, host, Drop::RelayRefused),
+        1,
+        "the second level is the last one looked at"
+    );
     let pongs = pick(&a.hear(&mut world), |frame| matches!(frame, Frame::Pong { .. }).then_some(()));
     assert!(pongs.is_empty());
 }
