@@ -119,7 +119,7 @@ async fn answer_to(number: u64) -> Result<Response, Error> {
 
 /// An error after which a request can't have run.
 fn never_left() -> Error {
-    Key::from_bytes(&[]).err().expect("no bytes are no key").into()
+    Key::from_bytes(&[]).err().expect("no bytes are no key")
 }
 
 /// All time goes by: how much was found.
