@@ -90,10 +90,11 @@ impl Play {
         if n.is_multiple_of(2) { self.world.rebind(net) } else { self.world.relocate(net) }
     }
 
-    /// A net gets no time for a while, and its clock none either from 128 on.
+    /// A net gets no time for a while. Its clock goes on: what a peer remembers is said as a time, so that a request whose
+    /// sender's clock stood still would seem too young to have run there (protocol, section 9).
     pub(super) fn suspend(&mut self, n: usize, time: usize) {
         let net = self.nets[n % self.nets.len()];
-        self.world.suspend(net, n >= 128);
+        self.world.suspend(net, false);
         self.run(SECOND * (time % 128) as u32);
         self.world.resume(net, n.is_multiple_of(8));
         self.listen(net);
